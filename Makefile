@@ -1,0 +1,71 @@
+# `make` lists the targets. `make test ARGS="-k launcher"` hands ARGS to the program behind a target.
+
+VENV := .venv
+BIN := $(VENV)/bin
+TINY := checkpoints/tiny
+
+# The first of these that is a Python we support and can make a virtual environment.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.10; do \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+# Where to look for torch besides PyPI, whose Linux build brings CUDA along. Without a GPU, this saves 3 GB:
+#   make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check serve serve-triton bench fmt tiny clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed $(VENV)/.server-checked $(TINY)/.made ## virtual environment, tritonserver, tiny checkpoints
+
+demo: setup ## speak one utterance per task through the real server, into out/
+	@exec $(BIN)/python perf/demo.py $(ARGS)
+
+test: setup ## every test that needs no GPU, those against the real server included
+	@exec $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: $(VENV)/.installed ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: serve-triton ## the whole system, until Ctrl-C
+
+serve-triton: setup ## Triton alone on 8000, 8001 and 8002, until Ctrl-C
+	@exec $(BIN)/python -m qwen3_tts_engine.launcher $(ARGS)
+
+bench: setup ## the engine against upstream, report in perf/results/
+	@exec $(BIN)/python perf/bench.py $(ARGS)
+
+fmt: $(VENV)/.installed ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tiny: $(TINY)/.made ## the tiny checkpoints that stand in for the published weights
+
+clean: ## remove what was generated, except the virtual environment
+	rm -rf checkpoints out .server .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 with venv and ensurepip; on Debian: apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the packages pinned in constraints.txt, some minutes the first time"
+	$(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX_URL)) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# A Python without a shared library of its own borrows the system's.
+$(VENV)/.server-checked: $(VENV)/.installed
+	@$(BIN)/python -m qwen3_tts_engine.tritonserver .server \
+		|| { .ci/install-debian-packages libpython3.$$($(BIN)/python -c 'import sys; print(sys.version_info.minor)') \
+		&& $(BIN)/python -m qwen3_tts_engine.tritonserver .server; }
+	@touch $@
+
+$(TINY)/.made: $(wildcard engine/qwen3_tts_engine/tiny/*.py) | $(VENV)/.installed
+	$(BIN)/python -m qwen3_tts_engine.tiny $(TINY)
+	@touch $@
