@@ -1,0 +1,134 @@
+"""The knobs of a model, from `parameters` in its config.pbtxt and from the environment, which wins."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from qwen3_tts_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DTYPES = ("auto", "float32", "bfloat16")
+LEAST = {"slots": 1, "waiting_room": 0, "max_frames": 1, "max_text_tokens": 8, "prefill_tokens": 1}
+
+# Which variable names a task's checkpoint; the rest is the same for all.
+CHECKPOINT_VARIABLES = {
+    "custom_voice": "QWEN_TTS_CUSTOM_VOICE_MODEL",
+    "voice_design": "QWEN_TTS_VOICE_DESIGN_MODEL",
+    "base": "QWEN_TTS_BASE_MODEL",
+}
+VARIABLES = {
+    "QWEN_TTS_TOKENIZER": "speech_tokenizer",
+    "CUDA_DEVICE": "device",
+    "MODEL_DTYPE": "dtype",
+    "USE_FLASH_ATTENTION": "flash_attention",
+    "VOICE_STORE": "voice_store",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What an operator may set of a model that has weights.
+
+    Args:
+        checkpoint: a directory, relative to the model's own in the repository, or a hub id.
+        speech_tokenizer: replaces the checkpoint's `speech_tokenizer/`; empty: its own.
+        device: `auto` takes the one Triton gives the instance, else e.g. `cuda:1` or `cpu`.
+    """
+
+    checkpoint: str = ""
+    speech_tokenizer: str = ""
+    device: str = "auto"
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> Self:
+        """Read config.pbtxt's `parameters`; those in capitals are Triton's own.
+
+        Raises:
+            ConfigError: for a name or a value that means nothing here.
+        """
+        own = {name: text for name, text in parameters.items() if not name.isupper()}
+        return cls(**{name: typed(cls, name, text) for name, text in own.items()})
+
+    def overridden_by(self, environment: Mapping[str, str], task: str) -> Self:
+        """The same with every variable that is set and not empty taking its parameter's place."""
+        variables = VARIABLES | {CHECKPOINT_VARIABLES[task]: "checkpoint"}
+        known = {variable: name for variable, name in variables.items() if hasattr(self, name)}
+        given = {name: environment[variable] for variable, name in known.items() if environment.get(variable)}
+        return replace(self, **{name: typed(type(self), name, text) for name, text in given.items()})
+
+
+@dataclass(frozen=True)
+class EngineConfig(CheckpointConfig):
+    """What an operator may set of a model that speaks, beyond `CheckpointConfig`.
+
+    Args:
+        dtype: of the language models; `auto` is bfloat16 on a GPU, else float32. The codec is float32.
+        flash_attention: use flash-attn where it is installed and the device has it.
+        slots: utterances spoken at once.
+        waiting_room: utterances admitted beyond the slots, to start the moment one is free.
+        max_frames: the longest utterance anyone may ask for; one frame is 80 ms.
+        max_text_tokens: the longest text, and the longest instruction.
+        prefill_tokens: prompt tokens that may be read between two frames of running streams.
+    """
+
+    dtype: str = "auto"
+    flash_attention: bool = False
+    slots: int = 16
+    waiting_room: int = 2
+    max_frames: int = 8191
+    max_text_tokens: int = 4096
+    prefill_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class BaseConfig(EngineConfig):
+    """What an operator may set of the base model, beyond `EngineConfig`.
+
+    Args:
+        voice_store: where saved voices are, as `open_store` takes it; the `voices` model saves them there.
+    """
+
+    voice_store: str = "../../saved_voices"
+
+
+def typed(cls: type[Any], name: str, text: str) -> Any:
+    """A parameter's text as the type its field has.
+
+    Raises:
+        ConfigError: for a name no field has, with the closest one, or a text that is no such value.
+    """
+    kinds = {f.name: str(f.type) for f in fields(cls)}
+    if name not in kinds:
+        closest = difflib.get_close_matches(name, kinds, n=1)
+        hint = f"; did you mean {closest[0]!r}?" if closest else f"; known are {', '.join(kinds)}"
+        raise ConfigError(f"unknown parameter {name!r}{hint}")
+    return _READERS[kinds[name]](name, text.strip())
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}; it must be a whole number") from None
+
+
+def _boolean(name: str, text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise ConfigError(f"{name} is {text!r}; it must be true or false")
+    return values[text.lower()]
+
+
+_READERS = {"int": _integer, "bool": _boolean, "str": lambda name, text: text}

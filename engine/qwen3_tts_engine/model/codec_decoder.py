@@ -1,0 +1,379 @@
+"""The 12 Hz speech tokenizer's decoder: frames of codes to samples, a few frames at a time, exactly.
+
+Everything in it is causal, so what a call needs from the past is a fixed number of its last inputs: the
+history of each convolution, one input of each transposed convolution, the window of each attention layer.
+Kept between calls, that state makes the concatenated chunks equal the decode of all frames at once.
+
+Shapes: B rows, N frames, C channels, T positions. Source of the layers: `modeling_qwen3_tts_tokenizer_v2.py`
+of qwen-tts 0.1.1 (Qwen3TTSTokenizerV2Decoder).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwen3_tts_engine.model.checkpoint import Weights
+from qwen3_tts_engine.model.config import CodecConfig
+from qwen3_tts_engine.model.layers import FeedForward, rms_norm, rotate
+from qwen3_tts_engine.model.linear import Linear
+
+CONVOLUTIONS_SEE = 16  # frames; measured: 11 are too few, from 12 on the result is exact
+
+
+class History:
+    """The past of B rows: one tensor for every layer that looks back, visited in the order of the layers.
+
+    Zeros are the past of a row that has none: convolutions pad with them, attention masks them by position.
+    """
+
+    def __init__(self, past: list[Tensor]) -> None:
+        self._past = iter(past)
+        self.updated: list[Tensor] = []
+
+    def extend(self, x: Tensor, length: int, axis: int = -1) -> Tensor:
+        """x with the `length` positions before it in front; its own last ones become the next call's past."""
+        whole = torch.cat([self._recall(x, length, axis), x], axis)
+        self.updated.append(whole.narrow(axis, whole.shape[axis] - length, length))
+        return whole
+
+    def _recall(self, x: Tensor, length: int, axis: int) -> Tensor:
+        return next(self._past)
+
+
+class BlankHistory(History):
+    """Starts every layer from zeros, and so finds out which shapes a history has."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def _recall(self, x: Tensor, length: int, axis: int) -> Tensor:
+        shape = list(x.shape)
+        shape[axis] = length
+        return x.new_zeros(shape)
+
+
+@dataclass
+class CausalConv:
+    """A convolution that sees only the past: [B, C, T] -> [B, C', T]."""
+
+    weight: Tensor
+    bias: Tensor
+    dilation: int = 1
+    groups: int = 1
+
+    @classmethod
+    def load(cls, weights: Weights, dilation: int = 1, groups: int = 1) -> CausalConv:
+        return cls(weights.take("conv.weight"), weights.take("conv.bias"), dilation, groups)
+
+    def __call__(self, x: Tensor, history: History) -> Tensor:
+        length = (self.weight.shape[-1] - 1) * self.dilation
+        if length:
+            x = history.extend(x, length)
+        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation, groups=self.groups)
+
+
+@dataclass
+class CausalUpsample:
+    """A transposed convolution: [B, C, T] -> [B, C', T·stride].
+
+    With a kernel of twice the stride an output mixes its own input with the one before; with a kernel of
+    one stride it needs no past.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: int
+
+    @classmethod
+    def load(cls, weights: Weights, stride: int) -> CausalUpsample:
+        return cls(weights.take("conv.weight"), weights.take("conv.bias"), stride)
+
+    def __call__(self, x: Tensor, history: History) -> Tensor:
+        if self.weight.shape[-1] == self.stride:
+            return F.conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
+        length = x.shape[-1] * self.stride
+        y = F.conv_transpose1d(history.extend(x, 1), self.weight, self.bias, stride=self.stride)
+        return y.narrow(-1, self.stride, length)
+
+
+@dataclass
+class Snake:
+    """SnakeBeta: x + sin²(αx) / β, both stored as logarithms."""
+
+    alpha: Tensor
+    inverse_beta: Tensor
+
+    @classmethod
+    def load(cls, weights: Weights) -> Snake:
+        alpha, beta = (weights.take(name).exp()[:, None] for name in ("alpha", "beta"))
+        return cls(alpha, 1.0 / (beta + 1e-9))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addcmul(x, torch.sin(x * self.alpha).square_(), self.inverse_beta)
+
+
+@dataclass
+class WindowAttention:
+    """Self-attention over the last `window` frames, at absolute positions, as wide as upstream's."""
+
+    qkv: Linear  # D -> (H + 2K)·E
+    out: Linear
+    num_heads: int
+    num_kv_heads: int
+    window: int
+
+    @classmethod
+    def load(cls, weights: Weights, config: CodecConfig) -> WindowAttention:
+        qkv = Linear.load(weights, "q_proj", "k_proj", "v_proj")
+        out = Linear.load(weights, "o_proj")
+        return cls(qkv, out, config.num_attention_heads, config.num_key_value_heads, config.sliding_window)
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, history: History) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (self.num_heads + 2 * self.num_kv_heads, -1)).transpose(1, 2)
+        turning, value = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], 1)
+        query, key = rotate(turning, cos, sin).split([self.num_heads, self.num_kv_heads], 1)
+        keys, values = (history.extend(new, self.window - 1, axis=2) for new in (key, value))
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+@dataclass
+class TransformerLayer:
+    """Pre-norm attention and SwiGLU, each residual scaled per channel."""
+
+    attention: WindowAttention
+    feed_forward: FeedForward
+    attention_norm: Tensor
+    feed_forward_norm: Tensor
+    attention_scale: Tensor
+    feed_forward_scale: Tensor
+    eps: float
+
+    @classmethod
+    def load(cls, weights: Weights, config: CodecConfig) -> TransformerLayer:
+        return cls(
+            attention=WindowAttention.load(weights.below("self_attn."), config),
+            feed_forward=FeedForward.load(weights.below("mlp.")),
+            attention_norm=weights.take("input_layernorm.weight"),
+            feed_forward_norm=weights.take("post_attention_layernorm.weight"),
+            attention_scale=weights.take("self_attn_layer_scale.scale"),
+            feed_forward_scale=weights.take("mlp_layer_scale.scale"),
+            eps=config.rms_norm_eps,
+        )
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, history: History) -> Tensor:
+        attended = self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, mask, history)
+        x = x + self.attention_scale * attended
+        return x + self.feed_forward_scale * self.feed_forward(rms_norm(x, self.feed_forward_norm, self.eps))
+
+
+class Transformer:
+    """The layers that give every frame the context of the seconds before it: [B, N, latent] -> the same."""
+
+    def __init__(self, weights: Weights, config: CodecConfig) -> None:
+        self._input = Linear.load(weights, "input_proj")
+        self._output = Linear.load(weights, "output_proj")
+        self._layers = [
+            TransformerLayer.load(weights.below(f"layers.{i}."), config)
+            for i in range(config.num_hidden_layers)
+        ]
+        self._norm = weights.take("norm.weight")
+        self._eps = config.rms_norm_eps
+        self._window = config.sliding_window
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=self._norm.device).float()
+        self._inverse_frequency = 1.0 / (config.rope_theta ** (half / config.head_dim))
+
+    def __call__(self, x: Tensor, start: Tensor, history: History) -> Tensor:
+        """start [B]: how many frames each row had before these."""
+        positions = start[:, None] + torch.arange(x.shape[1], device=x.device)  # [B, N]
+        cos, sin = self._rotation(positions)
+        mask = self._mask(positions)
+        x = self._input(x)
+        for layer in self._layers:
+            x = layer(x, cos, sin, mask, history)
+        return self._output(rms_norm(x, self._norm, self._eps))
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As RotaryTable has it, but computed: an utterance has no last position here. [B, 1, N, E] each."""
+        angles = positions[:, None, :, None].float() * self._inverse_frequency
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+    def _mask(self, positions: Tensor) -> Tensor:
+        """Which of the past and present keys a frame sees: bool [B, 1, N, window - 1 + N]."""
+        length = positions.shape[1]
+        offsets = torch.arange(1 - self._window, length, device=positions.device)
+        keys = positions[:, :1] + offsets  # [B, window - 1 + N]; negative: before the beginning
+        distance = positions[:, :, None] - keys[:, None]
+        return ((distance >= 0) & (distance < self._window) & (keys[:, None] >= 0))[:, None]
+
+
+@dataclass
+class ConvNeXt:
+    """Depthwise convolution over time, then a feed-forward per position: [B, C, T] -> the same."""
+
+    depthwise: CausalConv
+    norm: tuple[Tensor, Tensor]  # weight, bias
+    expand: Linear
+    contract: Linear
+    scale: Tensor
+
+    @classmethod
+    def load(cls, weights: Weights, channels: int) -> ConvNeXt:
+        return cls(
+            depthwise=CausalConv.load(weights.below("dwconv."), groups=channels),
+            norm=(weights.take("norm.weight"), weights.take("norm.bias")),
+            expand=Linear.load(weights, "pwconv1"),
+            contract=Linear.load(weights, "pwconv2"),
+            scale=weights.take("gamma"),
+        )
+
+    def __call__(self, x: Tensor, history: History) -> Tensor:
+        y = self.depthwise(x, history).transpose(1, 2)
+        y = F.layer_norm(y, y.shape[-1:], *self.norm, eps=1e-6)
+        y = self.contract(F.gelu(self.expand(y)))
+        return x + (self.scale * y).transpose(1, 2)
+
+
+@dataclass
+class ResidualUnit:
+    """A dilated and a pointwise convolution with Snake in front of each."""
+
+    wide_snake: Snake
+    wide: CausalConv
+    point_snake: Snake
+    point: CausalConv
+
+    @classmethod
+    def load(cls, weights: Weights, dilation: int) -> ResidualUnit:
+        return cls(
+            wide_snake=Snake.load(weights.below("act1.")),
+            wide=CausalConv.load(weights.below("conv1."), dilation),
+            point_snake=Snake.load(weights.below("act2.")),
+            point=CausalConv.load(weights.below("conv2.")),
+        )
+
+    def __call__(self, x: Tensor, history: History) -> Tensor:
+        return x + self.point(self.point_snake(self.wide(self.wide_snake(x), history)), history)
+
+
+@dataclass
+class UpsampleBlock:
+    """Snake, a transposed convolution, three residual units of growing dilation."""
+
+    snake: Snake
+    upsample: CausalUpsample
+    units: list[ResidualUnit]
+
+    @classmethod
+    def load(cls, weights: Weights, stride: int) -> UpsampleBlock:
+        return cls(
+            snake=Snake.load(weights.below("block.0.")),
+            upsample=CausalUpsample.load(weights.below("block.1."), stride),
+            units=[ResidualUnit.load(weights.below(f"block.{i}."), d) for i, d in ((2, 1), (3, 3), (4, 9))],
+        )
+
+    def __call__(self, x: Tensor, history: History) -> Tensor:
+        x = self.upsample(self.snake(x), history)
+        for unit in self.units:
+            x = unit(x, history)
+        return x
+
+
+class CodecDecoder:
+    """Codes to samples. Stateless: the past goes in and comes out."""
+
+    def __init__(self, weights: Weights, config: CodecConfig) -> None:
+        self._codebooks = _projected_codebooks(weights.below("quantizer."), config)
+        self._offsets = config.codebook_size * torch.arange(
+            config.num_quantizers, device=self._codebooks.device
+        )
+        self._pre_conv = CausalConv.load(weights.below("pre_conv."))
+        self._transformer = Transformer(weights.below("pre_transformer."), config)
+        self._upsample = [
+            (
+                CausalUpsample.load(weights.below(f"upsample.{i}.0."), ratio),
+                ConvNeXt.load(weights.below(f"upsample.{i}.1."), config.latent_dim),
+            )
+            for i, ratio in enumerate(config.upsampling_ratios)
+        ]
+        last = len(config.upsample_rates) + 1
+        self._first_conv = CausalConv.load(weights.below("decoder.0."))
+        self._blocks = [
+            UpsampleBlock.load(weights.below(f"decoder.{i}."), rate)
+            for i, rate in enumerate(config.upsample_rates, 1)
+        ]
+        self._last_snake = Snake.load(weights.below(f"decoder.{last}."))
+        self._last_conv = CausalConv.load(weights.below(f"decoder.{last + 1}."))
+
+    def decode(self, codes: Tensor, start: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Speak the next N frames of B rows.
+
+        Args:
+            codes: int64 [B, N, 16].
+            start: int64 [B], frames each row has had before.
+            past: what the previous call returned for these rows, or `blank_past`.
+
+        Returns:
+            Samples, float32 [B, N·1920], and the past of the next call.
+        """
+        history = History(past)
+        return self._decode(codes, start, history), history.updated
+
+    def remember(self, codes: Tensor) -> list[Tensor]:
+        """The past of a row that has spoken these frames, int64 [1, N, 16], without their audio.
+
+        Attention needs them all. Everything behind it only sees 12 frames back, so only the last ones go
+        through the convolutions, which cost most.
+        """
+        history = History(self.blank_past(1))
+        x = self._contextualise(codes, torch.zeros(1, dtype=torch.int64, device=codes.device), history)
+        self._synthesise(x[:, -CONVOLUTIONS_SEE:], history)
+        return history.updated
+
+    def blank_past(self, rows: int) -> list[Tensor]:
+        """The past of rows that have none."""
+        history = BlankHistory()
+        device = self._codebooks.device
+        codes = torch.zeros(rows, 1, len(self._offsets), dtype=torch.int64, device=device)
+        self._decode(codes, torch.zeros(rows, dtype=torch.int64, device=device), history)
+        return [torch.zeros_like(tensor) for tensor in history.updated]
+
+    def _decode(self, codes: Tensor, start: Tensor, history: History) -> Tensor:
+        return self._synthesise(self._contextualise(codes, start, history), history)
+
+    def _contextualise(self, codes: Tensor, start: Tensor, history: History) -> Tensor:
+        """Codes [B, N, 16] -> what each frame means after those before it, [B, N, latent]."""
+        x = F.embedding(codes + self._offsets, self._codebooks).sum(2)  # [B, N, codebook_dim]
+        x = self._pre_conv(x.transpose(1, 2), history)
+        return self._transformer(x.transpose(1, 2), start, history)
+
+    def _synthesise(self, x: Tensor, history: History) -> Tensor:
+        """[B, N, latent] -> samples [B, N·1920]"""
+        x = x.transpose(1, 2)
+        for upsample, convnext in self._upsample:
+            x = convnext(upsample(x, history), history)
+        x = self._first_conv(x, history)
+        for block in self._blocks:
+            x = block(x, history)
+        return self._last_conv(self._last_snake(x), history).squeeze(1).clamp(-1, 1)
+
+
+def _projected_codebooks(weights: Weights, config: CodecConfig) -> Tensor:
+    """All codebooks behind their output projections, one below the other: [16·V, codebook_dim].
+
+    A residual quantizer decodes to the projected sum of its entries: the sum of the projected entries.
+    """
+    tables = []
+    for name, layers in (("rvq_first.", 1), ("rvq_rest.", config.num_quantizers - 1)):
+        part = weights.below(name)
+        part.ignore("input_proj.weight")  # the encoder's direction
+        project = part.take("output_proj.weight").squeeze(-1)  # [codebook_dim, codebook_dim / 2]
+        for i in range(layers):
+            usage = part.take(f"vq.layers.{i}._codebook.cluster_usage").clamp(min=1e-5)
+            tables.append(part.take(f"vq.layers.{i}._codebook.embedding_sum") / usage[:, None] @ project.T)
+    return torch.cat(tables)
