@@ -1,0 +1,422 @@
+"""Starts the real tritonserver on the model repository, watches it, drains it and leaves nothing behind.
+
+    python -m qwen3_tts_engine.launcher [--model-repository model_repository] [-- tritonserver flags]
+
+Addresses, ports and preloading come from the environment and from `.env` (see `.env.example`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from qwen3_tts_engine.tritonserver import Installation, LaunchError, find_tritonserver
+
+LONGEST_UTTERANCE_S = 656  # 8191 frames of 80 ms, spoken no slower than real time
+KILL_MARGIN_S = 5
+RESPONSE_CACHE_BYTES = 128 << 20  # some forty half-minute reference recordings as PCM
+# Triton before 25.08 keeps 16 bytes of stack for each chunk of a chunked HTTP body: with the usual 8 MiB,
+# half a million chunks of one byte end the server. This is enough for the 64 MB that it accepts at most.
+STACK_BYTES = 192 << 20
+LOG_TAIL_LINES = 40
+SHARED_MEMORY = Path("/dev/shm")
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+OPTIONS = {  # of the command line; each is a field of LaunchConfig
+    "model_repository": "the models to serve",
+    "server_dir": "where the server of the nvidia-pytriton wheel is laid out",
+    "log_path": "tritonserver's log; /dev/stdout in a container",
+    "ready_timeout_s": "how long the start may take",
+    "exit_timeout_s": "how long streams in flight may hold the drain",
+    "idle_grace_s": "how long open connections may hold the drain when nothing is being spoken",
+}
+SWITCHES = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """One server. `environment` is what its model processes see."""
+
+    model_repository: Path = Path("model_repository")
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    preload_models: bool = True
+    verbose: bool = False
+    ready_timeout_s: float = 1800.0  # a first start may download weights
+    exit_timeout_s: int = LONGEST_UTTERANCE_S + 4
+    idle_grace_s: float = 30.0
+    server_dir: Path = Path(".server")
+    log_path: Path = Path(".server/logs/tritonserver.log")
+    extra_args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {
+            "TRITON_HTTP_PORT": self.http_port,
+            "TRITON_GRPC_PORT": self.grpc_port,
+            "TRITON_METRICS_PORT": self.metrics_port,
+        }
+
+    @property
+    def client_host(self) -> str:
+        """An address that reaches the server from this machine."""
+        return ANY_ADDRESS.get(self.host, self.host)
+
+
+def serve(config: LaunchConfig) -> int:
+    """Run until SIGINT, SIGTERM or SIGHUP, then drain; a second signal stops at once."""
+    with running_server(config) as server:
+        _say(f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
+        with suppress(KeyboardInterrupt):
+            server.process.wait()
+            raise server.failure(f"tritonserver stopped by itself with status {server.process.returncode}")
+        _say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
+    if not server.drained:
+        raise server.failure("the drain did not end well")
+    return 0
+
+
+@contextmanager
+def running_server(config: LaunchConfig) -> Iterator[Server]:
+    """A server that is ready inside the block and drained after it; raises LaunchError if it cannot start."""
+    check(config)
+    installation = find_tritonserver(config.server_dir)
+    with ExitStack() as stack:
+        server = Server.start(config, installation)
+        stack.callback(server.clean_up)
+        server.wait_until_ready()
+        stack.callback(server.drain)
+        yield server
+
+
+class Server:
+    """A running tritonserver, its model processes (one process group) and their shared-memory regions."""
+
+    def __init__(
+        self, config: LaunchConfig, process: subprocess.Popen[bytes], regions_prefix: str, log_start: int
+    ) -> None:
+        self.config = config
+        self.process = process
+        self.drained = False
+        self._regions_prefix = regions_prefix
+        self._log_start = log_start
+
+    @classmethod
+    def start(cls, config: LaunchConfig, installation: Installation) -> Server:
+        regions_prefix = f"triton_python_backend_shm_region_{uuid.uuid4().hex[:12]}_"
+        config.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with config.log_path.open("ab", buffering=0) as log, stack_limit(STACK_BYTES):
+            log_start = log.tell() if config.log_path.is_file() else 0
+            _say(f"starting {installation.binary}, its log is {config.log_path}")
+            process = subprocess.Popen(
+                command(config, installation, regions_prefix),
+                env=server_environment(config.environment, installation),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A group of its own: Ctrl-C reaches only the launcher, one kill reaches every model process.
+                start_new_session=True,
+            )
+        return cls(config, process, regions_prefix, log_start)
+
+    @property
+    def http_port(self) -> int:
+        return self.config.http_port
+
+    @property
+    def grpc_port(self) -> int:
+        return self.config.grpc_port
+
+    @property
+    def metrics_port(self) -> int:
+        return self.config.metrics_port
+
+    @property
+    def log_path(self) -> Path:
+        return self.config.log_path
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.config.ready_timeout_s
+        while not self._is_ready():
+            if self.process.poll() is not None:
+                raise self.failure("tritonserver could not start")
+            if time.monotonic() > deadline:
+                raise self.failure(f"tritonserver was not ready within {self.config.ready_timeout_s:g} s")
+            time.sleep(0.05)
+
+    def drain(self) -> None:
+        """Ask tritonserver to finish what it is serving and wait, at most for the exit timeout."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.drained = self._has_drained()
+
+    def clean_up(self) -> None:
+        """Kill what is left of the process group; remove the shared memory that killed processes leave."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for region in self.shared_memory_regions():
+            region.unlink(missing_ok=True)
+
+    def shared_memory_regions(self) -> list[Path]:
+        return sorted(SHARED_MEMORY.glob(f"{self._regions_prefix}*"))
+
+    def failure(self, what: str) -> LaunchError:
+        return LaunchError(f"{what}; the end of {self.log_path}:\n{self._log_tail()}")
+
+    def _has_drained(self) -> bool:
+        """Idle connections and open streams hold Triton's own shutdown; they need not hold ours."""
+        last_busy = time.monotonic()
+        deadline = last_busy + self.config.exit_timeout_s + KILL_MARGIN_S
+        while time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(timeout=0.5) == 0
+            if self._num_busy() != 0:
+                last_busy = time.monotonic()
+            elif time.monotonic() - last_busy > self.config.idle_grace_s:
+                return True
+        return False
+
+    def _num_busy(self) -> float | None:
+        """Requests being spoken or waiting, by the models' own gauges; None where no model tells."""
+        page = self._get(self.metrics_port, "/metrics")
+        return None if page is None else num_busy(page)
+
+    def _is_ready(self) -> bool:
+        return self._get(self.http_port, "/v2/health/ready") is not None
+
+    def _get(self, port: int, path: str) -> str | None:
+        """A page of the server, None unless it answers 200."""
+        connection = http.client.HTTPConnection(self.config.client_host, port, timeout=2)
+        with closing(connection), suppress(OSError, http.client.HTTPException):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.read().decode() if response.status == 200 else None
+        return None
+
+    def _log_tail(self) -> str:
+        if not self.log_path.is_file():  # /dev/stdout in a container: the lines are on the screen already
+            return ""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+def num_busy(metrics: str) -> float | None:
+    """Sum of the gauges `qwen3_tts_active_slots` and `qwen3_tts_waiting_requests` on a Prometheus page."""
+    series = re.findall(
+        r"^qwen3_tts_(?:active_slots|waiting_requests)(?:\{.*\})? (\S+)$", metrics, flags=re.MULTILINE
+    )
+    return sum(map(float, series)) if series else None
+
+
+def command(config: LaunchConfig, installation: Installation, regions_prefix: str) -> list[str]:
+    addresses = (f"--{service}-address={config.host}" for service in ("http", "grpc", "metrics"))
+    return [
+        str(installation.binary),
+        f"--model-repository={config.model_repository}",
+        "--model-control-mode=explicit",
+        *(["--load-model=*"] if config.preload_models else []),
+        # Completing the configuration would import every model.py, and with it torch, twice.
+        "--disable-auto-complete-config",
+        # Each load imports torch: more at once than there are cores only makes all of them late.
+        f"--model-load-thread-count={min(4, num_available_cores())}",
+        *addresses,
+        f"--http-port={config.http_port}",
+        f"--grpc-port={config.grpc_port}",
+        f"--metrics-port={config.metrics_port}",
+        # Clients ping every 30 s; by default the server answers the third ping without data with GOAWAY.
+        "--grpc-keepalive-permit-without-calls=1",
+        "--grpc-http2-min-recv-ping-interval-without-data=10000",
+        f"--cache-config=local,size={RESPONSE_CACHE_BYTES}",
+        f"--exit-timeout-secs={config.exit_timeout_s}",
+        f"--backend-config=python,shm-region-prefix-name={regions_prefix}",
+        *installation.flags,
+        *(["--log-verbose=1"] if config.verbose else []),
+        *config.extra_args,
+    ]
+
+
+def server_environment(given: Mapping[str, str], installation: Installation) -> dict[str, str]:
+    folders = [*map(str, installation.library_path), given.get("LD_LIBRARY_PATH", "")]
+    return {
+        "OMP_NUM_THREADS": str(num_available_cores()),
+        # Idle threads of one model process must not spin on the cores that another one computes on.
+        "OMP_WAIT_POLICY": "passive",
+        **given,
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
+        # The stub finds this interpreter's packages through the first python3 on PATH.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", os.defpath)]),
+    }
+
+
+def num_available_cores(cgroup_quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use: its affinity mask, and in a container also the CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # no cgroup v2, or the quota is "max"
+        quota, period = map(int, cgroup_quota.read_text().split())
+        cores = min(cores, quota // period)
+    return max(1, cores)
+
+
+@contextmanager
+def stack_limit(wanted_bytes: int) -> Iterator[None]:
+    """Processes started in the block get this stack, as far as the hard limit lets them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    # "unlimited" means 2 MiB for threads, so it is not more than what is wanted here.
+    if soft == resource.RLIM_INFINITY or soft < wanted_bytes:
+        bounded = wanted_bytes if hard == resource.RLIM_INFINITY else min(wanted_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_STACK, (bounded, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
+def check(config: LaunchConfig) -> None:
+    if not config.model_repository.is_dir():
+        raise LaunchError(f"there is no model repository at {config.model_repository}")
+    for (name, port), (other_name, other_port) in combinations(config.ports.items(), 2):
+        if port == other_port:
+            raise LaunchError(f"{name} and {other_name} are both {port}; each needs a port of its own")
+    for name, port in config.ports.items():
+        _check_port(name, config.host, port)
+
+
+def _check_port(name: str, host: str, port: int) -> None:
+    try:
+        with _bound_socket(host, port):
+            pass
+    except OSError as error:
+        raise LaunchError(
+            f"{name}={port}: cannot listen on {host}: {error.strerror}; set {name} to a free port"
+        ) from error
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # Connections of an earlier server that are still closing do not make a port taken.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def free_ports(count: int = 3) -> tuple[int, ...]:
+    """Ports nobody listens on now, all different: for tests and the demo."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(_bound_socket("127.0.0.1", 0)) for _ in range(count)]
+        return tuple(listener.getsockname()[1] for listener in listeners)
+
+
+def free_port() -> int:
+    return free_ports(1)[0]
+
+
+def environment_with(dotenv: Path) -> dict[str, str]:
+    """The environment over `dotenv`; an empty value means the same as none, in either."""
+    merged = {**dotenv_values(dotenv), **os.environ}
+    return {name: value for name, value in merged.items() if value}
+
+
+def config_from(environment: Mapping[str, str], arguments: argparse.Namespace) -> LaunchConfig:
+    return LaunchConfig(
+        host=environment.get("TRITON_HOST", "127.0.0.1"),
+        http_port=_port(environment, "TRITON_HTTP_PORT", 8000),
+        grpc_port=_port(environment, "TRITON_GRPC_PORT", 8001),
+        metrics_port=_port(environment, "TRITON_METRICS_PORT", 8002),
+        preload_models=_switch(environment, "PRELOAD_MODELS", True),
+        verbose=environment.get("LOG_LEVEL", "").upper() == "DEBUG",
+        environment=environment,
+        **vars(arguments),
+    )
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name, str(default))
+    if not (value.isdecimal() and 0 < int(value) < 65536):
+        raise LaunchError(f"{name}={value}: not a port number, 1 to 65535")
+    return int(value)
+
+
+def _switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
+    value = environment.get(name, str(default)).lower()
+    if value not in SWITCHES:
+        raise LaunchError(f"{name}={value}: neither true nor false")
+    return SWITCHES[value]
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    extra_args = tuple(argv[end + 1 :])
+    return _parser(LaunchConfig()).parse_args(argv[:end], argparse.Namespace(extra_args=extra_args))
+
+
+def _parser(defaults: LaunchConfig) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m qwen3_tts_engine.launcher",
+        description="Run tritonserver on the model repository.",
+        epilog="Arguments after -- go to tritonserver unchanged.",
+    )
+    for name, meaning in OPTIONS.items():
+        default = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"{meaning} (default: {default})",
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        return serve(config_from(environment_with(Path(".env")), arguments))
+    except LaunchError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:  # during the start, or a second time
+        return 130
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

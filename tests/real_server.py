@@ -1,0 +1,73 @@
+"""A real tritonserver for a test, and the proof that it left nothing behind."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_free_ports(environment: Mapping[str, str] | None = None, **fields: Any) -> LaunchConfig:
+    http_port, grpc_port, metrics_port = free_ports()
+    config = LaunchConfig(
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        ready_timeout_s=240,
+        exit_timeout_s=20,
+        idle_grace_s=2,
+        server_dir=ROOT / ".server",
+        environment={**os.environ, **(environment or {})},
+    )
+    return replace(config, **fields)
+
+
+@contextmanager
+def clean_server(config: LaunchConfig) -> Iterator[Server]:
+    with running_server(config) as server:
+        footprint = Footprint(server.process.pid)
+        yield server
+    footprint.assert_gone()
+
+
+class Footprint:
+    """The processes and shared-memory regions of a running tritonserver."""
+
+    def __init__(self, tritonserver_pid: int) -> None:
+        self.group = os.getpgid(tritonserver_pid)
+        flags = psutil.Process(tritonserver_pid).cmdline()
+        self._regions_prefix = next(flag for flag in flags if "shm-region-prefix-name" in flag).split("=")[-1]
+
+    def processes(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def stubs(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if process.pid != self.group]
+
+    def regions(self) -> list[Path]:
+        return sorted(Path("/dev/shm").glob(f"{self._regions_prefix}*"))
+
+    def assert_gone(self) -> None:
+        wait_until(lambda: not self.processes(), "the processes of the server end")
+        assert self.regions() == []
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return os.getpgid(process.pid) == self.group and process.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain: {what}"
+        time.sleep(0.02)

@@ -1,0 +1,269 @@
+"""The launcher against the real tritonserver, with toy models in place of the talkers."""
+
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from tritonclient import grpc as triton
+
+from qwen3_tts_engine.launcher import LaunchError, Server, running_server
+from qwen3_tts_engine.tritonserver import Installation
+from real_server import ROOT, Footprint, on_free_ports, wait_until
+
+pytestmark = pytest.mark.triton
+
+Repository = Callable[..., Path]
+StartServer = Callable[..., Server]
+
+
+def test_a_server_serves_inside_its_block_and_leaves_nothing_behind(toy_repository: Repository) -> None:
+    with running_server(on_free_ports(model_repository=toy_repository("echo"))) as server:
+        footprint = Footprint(server.process.pid)
+        assert echo(server, "hello") == "hello"
+        assert footprint.stubs()
+        assert footprint.regions()
+    footprint.assert_gone()
+
+
+def test_model_processes_use_this_interpreter_and_the_given_environment(
+    start_server: StartServer, toy_repository: Repository
+) -> None:
+    server = start_server(
+        model_repository=toy_repository("echo"), environment={"VOICE_STORE": "file:///voices"}
+    )
+    assert echo(server, "$VOICE_STORE") == "file:///voices"
+    assert echo(server, "$OMP_NUM_THREADS") == "1"
+    assert echo(server, "$OMP_WAIT_POLICY") == "passive"
+    assert echo(server, "$PATH").startswith(str(Path(sys.executable).parent))
+
+
+def test_a_body_in_a_million_chunks_does_not_end_the_server(
+    start_server: StartServer, toy_repository: Repository
+) -> None:
+    server = start_server(model_repository=toy_repository("echo"))
+    asked = json.dumps(echo_request("hello"))
+    body = "1\r\n \r\n" * 1_000_000 + f"{len(asked):x}\r\n{asked}\r\n0\r\n\r\n"
+    with closing(http.client.HTTPConnection("127.0.0.1", server.http_port)) as connection:
+        connection.request("POST", "/v2/models/echo/infer", body, {"Transfer-Encoding": "chunked"})
+        assert connection.getresponse().status == 200
+
+
+def test_a_model_that_cannot_load_shows_the_end_of_the_log(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    config = on_free_ports(model_repository=toy_repository("echo", "failing"), log_path=tmp_path / "log")
+    with pytest.raises(LaunchError, match="no plankton left") as raised, running_server(config):
+        pass
+    assert str(tmp_path / "log") in str(raised.value)
+
+
+def test_a_failure_shows_nothing_of_an_earlier_run(tmp_path: Path) -> None:
+    config = on_free_ports(log_path=tmp_path / "log")
+    config.log_path.write_text("earlier\n")
+    server = Server.start(config, Installation(Path("/bin/echo")))
+    with pytest.raises(LaunchError, match=r"(?s)could not start.*--model-control-mode") as raised:
+        server.wait_until_ready()
+    assert "earlier" not in str(raised.value)
+
+
+def test_a_missing_model_repository_is_refused_by_name(tmp_path: Path) -> None:
+    config = on_free_ports(model_repository=tmp_path / "nowhere")
+    with pytest.raises(LaunchError, match="nowhere"), running_server(config):
+        pass
+
+
+@pytest.mark.parametrize("service", ["http", "grpc", "metrics"])
+def test_a_port_in_use_is_refused_by_name(service: str, toy_repository: Repository) -> None:
+    config = on_free_ports(model_repository=toy_repository("echo"))
+    port = getattr(config, f"{service}_port")
+    expected = rf"TRITON_{service.upper()}_PORT={port}: .*in use"
+    with (
+        socket.create_server((config.host, port)),
+        pytest.raises(LaunchError, match=expected),
+        running_server(config),
+    ):
+        pass
+
+
+def test_a_port_given_twice_is_refused_by_name(toy_repository: Repository) -> None:
+    config = on_free_ports(model_repository=toy_repository("echo"), http_port=8765, metrics_port=8765)
+    expected = "TRITON_HTTP_PORT and TRITON_METRICS_PORT are both 8765"
+    with pytest.raises(LaunchError, match=expected), running_server(config):
+        pass
+
+
+def test_sigkill_of_a_model_process_leaves_nothing_behind(toy_repository: Repository) -> None:
+    with running_server(on_free_ports(model_repository=toy_repository("echo"), exit_timeout_s=1)) as server:
+        footprint = Footprint(server.process.pid)
+        for stub in footprint.stubs():
+            stub.kill()
+        wait_until(lambda: not footprint.stubs(), "the model processes end")
+    footprint.assert_gone()
+
+
+def test_sigterm_drains_the_stream_in_flight(toy_repository: Repository, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with Launcher(toy_repository("counter"), tmp_path, "--idle-grace-s", "0") as launcher:
+        with counting(launcher, gate) as responses:
+            assert next(responses) == 0
+            launcher.terminate()
+            # Triton counts down once a second: by the third, a stream taken for idle would have been cut.
+            wait_until(lambda: launcher.log().count('"Timeout ') >= 3, "the countdown of the drain")
+            gate.touch()
+            assert list(responses) == [1, 2, 3, 4]
+        assert launcher.process.wait() == 0
+        launcher.footprint.assert_gone()
+
+
+def test_an_idle_connection_does_not_hold_the_drain(toy_repository: Repository, tmp_path: Path) -> None:
+    with Launcher(toy_repository("counter"), tmp_path, "--idle-grace-s", "0") as launcher:
+        with closing(http.client.HTTPConnection("127.0.0.1", launcher.config.http_port)) as connection:
+            connection.request("GET", "/v2/health/live")
+            assert connection.getresponse().read() == b""
+            launcher.terminate()
+            assert launcher.process.wait(timeout=10) == 0
+        launcher.footprint.assert_gone()
+
+
+def test_a_second_signal_stops_at_once(toy_repository: Repository, tmp_path: Path) -> None:
+    with Launcher(toy_repository("counter"), tmp_path) as launcher:
+        with counting(launcher, tmp_path / "a gate that stays closed") as responses:
+            assert next(responses) == 0
+            launcher.terminate()
+            launcher.process.send_signal(signal.SIGINT)
+            assert launcher.process.wait(timeout=10) == 130
+        launcher.footprint.assert_gone()
+
+
+def test_a_server_that_dies_is_reported_with_the_end_of_its_log(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    with Launcher(toy_repository("echo"), tmp_path) as launcher:
+        for stub in launcher.footprint.stubs():
+            stub.suspend()  # it cannot notice by itself that its server is gone
+        psutil.Process(launcher.footprint.group).kill()
+        said = launcher.read_until("Started HTTPService")
+        assert "tritonserver stopped by itself with status -9" in said
+        assert launcher.process.wait() == 1
+        launcher.footprint.assert_gone()
+
+
+def test_without_preloading_a_server_starts_empty_and_loads_on_request(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    with Launcher(toy_repository("echo", "failing"), tmp_path, PRELOAD_MODELS="false") as launcher:
+        server = launcher.config
+        assert {model.get("state") for model in post(server, "/v2/repository/index", {})} == {None}
+        post(server, "/v2/repository/models/echo/load", {})
+        assert echo(server, "hello") == "hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TRITON_HTTP_PORT", "http"), ("TRITON_GRPC_PORT", "70000"), ("PRELOAD_MODELS", "maybe")],
+)
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "qwen3_tts_engine.launcher"],
+        env={**os.environ, name: value},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert f"error: {name}={value}: " in run.stderr
+
+
+class Launcher:
+    """The launcher as an operator runs it: a process, what it says, how it ends."""
+
+    def __init__(self, repository: Path, directory: Path, *flags: str, **environment: str) -> None:
+        self.config = on_free_ports(log_path=directory / "tritonserver.log")
+        self._command = [
+            *(sys.executable, "-m", "qwen3_tts_engine.launcher"),
+            *("--model-repository", str(repository), "--server-dir", str(self.config.server_dir)),
+            *("--log-path", str(self.config.log_path), "--exit-timeout-s", "60"),
+            *flags,
+        ]
+        ports = {name: str(port) for name, port in self.config.ports.items()}
+        self._environment = {**os.environ, **ports, **environment}
+
+    def __enter__(self) -> "Launcher":
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stderr=subprocess.PIPE, text=True
+        )
+        self.read_until("ready: ")
+        [tritonserver] = psutil.Process(self.process.pid).children()
+        self.footprint = Footprint(tritonserver.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _ in range(2):  # the second cuts the drain short
+            self.process.terminate()
+        self.process.communicate()
+
+    def read_until(self, words: str) -> str:
+        assert self.process.stderr is not None
+        said = ""
+        for line in self.process.stderr:
+            said += line
+            if words in line:
+                return said
+        raise AssertionError(f"the launcher never said {words!r}, but:\n{said}")
+
+    def terminate(self) -> None:
+        self.process.terminate()
+        self.read_until("draining")
+
+    def log(self) -> str:
+        return self.config.log_path.read_text()
+
+
+def post(server: Any, path: str, body: Any) -> Any:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.http_port)) as connection:
+        connection.request("POST", path, json.dumps(body))
+        response = connection.getresponse()
+        answer = response.read()
+        assert response.status == 200, answer
+        return json.loads(answer or "null")
+
+
+def echo(server: Any, text: str) -> str:
+    return post(server, "/v2/models/echo/infer", echo_request(text))["outputs"][0]["data"][0]
+
+
+def echo_request(text: str) -> Any:
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+
+
+@contextmanager
+def counting(launcher: Launcher, gate: Path) -> Iterator[Iterator[int]]:
+    """The numbers the toy model streams, as they arrive."""
+    arrivals: queue.Queue[Any] = queue.Queue()
+    tensor = triton.InferInput("gate", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([str(gate).encode()], object))
+    with closing(triton.InferenceServerClient(f"127.0.0.1:{launcher.config.grpc_port}")) as client:
+        client.start_stream(lambda result, error: arrivals.put(error or result))
+        client.async_stream_infer("counter", [tensor], enable_empty_final_response=True)
+        yield numbers(arrivals)
+        client.stop_stream(cancel_requests=True)
+
+
+def numbers(arrivals: "queue.Queue[Any]") -> Iterator[int]:
+    while (
+        not (result := arrivals.get(timeout=20)).get_response().parameters["triton_final_response"].bool_param
+    ):
+        yield int(result.as_numpy("number")[0])
