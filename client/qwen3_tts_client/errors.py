@@ -1,0 +1,92 @@
+"""What can go wrong, as one tree.
+
+    SpeechError
+    ├── InvalidRequest      the request can never be served as it stands (also: a wrong API key)
+    ├── Overloaded          the server has no room for it now; try again later
+    ├── ServerUnavailable   no server, no such model on it, or no audio from it within the time limit
+    ├── Cancelled           someone stopped it: this side, or a server that shuts down
+    └── EngineFailed        the server broke, or its answer is incomplete
+
+Each carries the `request_id` under which the server's log knows the request.
+"""
+
+import grpc
+
+
+class SpeechError(Exception):
+    """The root: catch this to catch whatever this package reports.
+
+    Attributes:
+        request_id: the id sent to Triton; empty for a question about the server itself.
+    """
+
+    def __init__(self, message: str, *, request_id: str = "") -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+class InvalidRequest(SpeechError):
+    """The request can never be served as it stands; the message says what is allowed."""
+
+
+class Overloaded(SpeechError):
+    """The server's queue is full, or the request waited in it too long; try again later."""
+
+
+class ServerUnavailable(SpeechError):
+    """Nothing usable answers at the url: no server, no such model, or silence beyond the time limit."""
+
+
+class Cancelled(SpeechError):
+    """The utterance was stopped before its last chunk."""
+
+
+class EngineFailed(SpeechError):
+    """The server failed at it, or sent an answer with a hole or without an end."""
+
+
+_NO_SUCH_MODEL = "unknown model"
+
+# Triton's own words win over its codes: what it turns away at the door (a full queue, an input the model does
+# not have) has no code at all, an unknown model shares NOT_FOUND with an unknown voice, and a refused key
+# comes as UNAVAILABLE.
+_KIND_BY_MESSAGE: dict[str, type[SpeechError]] = {
+    "Exceeds maximum queue size": Overloaded,
+    "Request timeout expired": Overloaded,
+    _NO_SUCH_MODEL: ServerUnavailable,
+    "protocol is restricted": InvalidRequest,
+    "inference input": InvalidRequest,
+    "unexpected shape": InvalidRequest,
+    "batch size does not match": InvalidRequest,
+    "batch-size must be": InvalidRequest,
+    "expected number of inputs": InvalidRequest,
+}
+
+_KIND_BY_CODE: dict[grpc.StatusCode | None, type[SpeechError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: InvalidRequest,
+    grpc.StatusCode.ALREADY_EXISTS: InvalidRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.UNIMPLEMENTED: InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: InvalidRequest,
+    grpc.StatusCode.PERMISSION_DENIED: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ServerUnavailable,
+    grpc.StatusCode.CANCELLED: Cancelled,
+}
+
+
+def error_from_triton(
+    code: grpc.StatusCode | None, message: str, *, url: str, request_id: str = ""
+) -> SpeechError:
+    """Triton's refusal in this package's terms, its words kept."""
+    told = (kind for words, kind in _KIND_BY_MESSAGE.items() if words in message)
+    kind = next(told, _KIND_BY_CODE.get(code, EngineFailed))
+    return kind(f"{url}: {message}" if kind is ServerUnavailable else message, request_id=request_id)
+
+
+def is_unserved(error: SpeechError) -> bool:
+    """Whether a server is there and has, or has loaded, no such model."""
+    return isinstance(error, ServerUnavailable) and _NO_SUCH_MODEL in str(error)

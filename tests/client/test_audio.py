@@ -1,0 +1,40 @@
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_tts_client import Audio
+
+SECOND = Audio(np.sin(np.arange(24000) * 0.1).astype(np.float32), 24000, "stop", 13)
+
+
+@pytest.mark.parametrize(
+    ("extension", "subtype", "tolerance"),
+    [
+        ("wav", "PCM_16", 1e-4),
+        ("flac", "PCM_16", 1e-4),
+        ("ogg", "VORBIS", 0.1),
+        ("mp3", "MPEG_LAYER_III", 0.1),
+    ],
+)
+def test_the_extension_chooses_the_format(tmp_path, extension, subtype, tolerance):
+    if extension.upper() not in soundfile.available_formats():
+        pytest.skip(f"this libsndfile has no {extension}")
+    path = SECOND.save(tmp_path / f"second.{extension}")
+    assert soundfile.info(path).subtype == subtype
+    samples, sample_rate = soundfile.read(path)
+    assert sample_rate == SECOND.sample_rate
+    np.testing.assert_allclose(samples[1000:20000], SECOND.samples[1000:20000], atol=tolerance)
+
+
+def test_to_wav_is_a_whole_file():
+    samples, sample_rate = soundfile.read(io.BytesIO(SECOND.to_wav()))
+    assert len(samples) / sample_rate == SECOND.duration_s == 1
+
+
+def test_an_extension_nobody_knows_is_refused_by_name(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"cannot write '.*second\.xyz': its extension must be one of .*flac.*wav"
+    ):
+        SECOND.save(tmp_path / "second.xyz")
