@@ -1,0 +1,46 @@
+"""The Triton model around the voice encoder: a reference recording in, a voice prompt out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from qwen3_tts_engine.config import CheckpointConfig
+from qwen3_tts_engine.errors import ConfigError, InvalidRequest
+from qwen3_tts_engine.request import VoicePrompt
+from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row
+from qwen3_tts_engine.triton.loading import device, log_to_stderr, read_config
+from qwen3_tts_engine.voice_encoder import CODES_PER_FRAME, Recording, VoiceEncoder
+
+
+class VoiceEncoderModel(AnsweringModel):
+    """Answers one recording after another, whoever else is in the batch."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load both encoders and hear nobody first; Triton calls the model ready after that."""
+        try:
+            log_to_stderr()
+            config = read_config(CheckpointConfig, args, task="base")
+            self.encoder = VoiceEncoder.load(config, Path(args["model_repository"]), device(args))
+        except ConfigError as error:
+            raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+        self.encoder.warm_up()
+
+    def answer(self, row: Row) -> Outputs:
+        return prompt_outputs(self.encoder.encode(read_recording(row)))
+
+
+def read_recording(row: Row) -> Recording:
+    """Raise InvalidRequest, naming the input, for what cannot become a voice."""
+    pcm = row.tensor("pcm")
+    if pcm is None:
+        raise InvalidRequest("pcm is missing; it is the one required input")
+    return Recording(pcm, ref_text=row.text("ref_text") or "", x_vector_only=row.flag("x_vector_only"))
+
+
+def prompt_outputs(prompt: VoicePrompt) -> Outputs:
+    """No frames stand for a voice that is an embedding alone."""
+    codes = np.zeros((0, CODES_PER_FRAME)) if prompt.ref_codes is None else prompt.ref_codes
+    return {"speaker_embedding": prompt.speaker_embedding, "ref_codes": codes.astype(np.int32)}
