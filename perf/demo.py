@@ -1,0 +1,87 @@
+"""One utterance per task through the real server: how soon it speaks, and how fast.
+
+    make demo            # writes out/<task>.wav
+
+Starts a server of its own on free ports. Without QWEN_TTS_…_MODEL it speaks with the tiny checkpoints, whose
+weights are random: they babble, at the speed of a tiny model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qwen3_tts_client import Audio, DesignedVoice, SpeechClient, SpeechStream
+from qwen3_tts_engine.launcher import LaunchConfig, environment_with, free_ports, running_server
+
+ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "model_repository"
+OUT = ROOT / "out"
+TEXT = "Good morning. The first words are on their way while the last ones are still being made."
+
+TASKS: dict[str, Callable[[SpeechClient], SpeechStream]] = {
+    "custom_voice": lambda tts: tts.stream(TEXT, voice="ryan", seed=7),
+    "voice_design": lambda tts: tts.stream(TEXT, voice=DesignedVoice("a warm old storyteller"), seed=7),
+}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    audio: Audio
+    time_to_first_audio_s: float
+    total_s: float
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work per second of speech; below 1 is faster than real time."""
+        return self.total_s / self.audio.duration_s
+
+
+def main() -> None:
+    OUT.mkdir(exist_ok=True)
+    with running_server(server_config()) as server, SpeechClient(f"127.0.0.1:{server.grpc_port}") as tts:
+        for task in served_tasks():
+            report(task, speak(tts, task))
+
+
+def server_config() -> LaunchConfig:
+    http_port, grpc_port, metrics_port = free_ports()
+    return LaunchConfig(
+        model_repository=MODELS,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        server_dir=ROOT / ".server",
+        log_path=ROOT / ".server/logs/demo.log",
+        environment=environment_with(ROOT / ".env"),
+    )
+
+
+def served_tasks() -> list[str]:
+    return [task for task in TASKS if (MODELS / f"qwen3_tts_{task}").is_dir()]
+
+
+def speak(tts: SpeechClient, task: str) -> Spoken:
+    started_at = time.perf_counter()
+    with TASKS[task](tts) as speech:
+        chunks = list(speech)
+    total_s = time.perf_counter() - started_at
+    audio = Audio(np.concatenate(chunks), speech.sample_rate, speech.finish_reason, speech.num_frames)
+    return Spoken(audio, speech.time_to_first_audio_s or total_s, total_s)
+
+
+def report(task: str, spoken: Spoken) -> None:
+    path = spoken.audio.save(OUT / f"{task}.wav")
+    print(
+        f"{task:13} {path.relative_to(ROOT)}: {spoken.audio.duration_s:.1f} s of speech,"
+        f" first audio after {1000 * spoken.time_to_first_audio_s:.0f} ms,"
+        f" real-time factor {spoken.real_time_factor:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

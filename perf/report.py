@@ -1,0 +1,235 @@
+"""What every benchmark report says of where its figures come from, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "perf" / "results"
+PACKAGES = ("torch", "qwen-tts", "transformers", "numpy", "tritonclient", "nvidia-pytriton")
+QUIET = 0.05  # of all cores, for others
+LINE_WIDTH = 118
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "MKL_NUM_THREADS", "LD_PRELOAD")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The same figure measured several times."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        ordered = sorted(values)
+        return cls(statistics.median(ordered), ordered[0], ordered[-1])
+
+    def __str__(self) -> str:
+        return f"{_figure(self.median)} ({_figure(self.low)}–{_figure(self.high)})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    cpu: str
+    cores: int
+    memory_gib: float
+    gpu: str | None
+    system: str
+
+    @classmethod
+    def this(cls) -> Machine:
+        return cls(
+            cpu=_cpu_model(),
+            cores=len(os.sched_getaffinity(0)),
+            memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            system=f"{platform.system()} {platform.machine()}",
+        )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Enough to measure again."""
+
+    finished_at: str
+    command: str
+    commit: str
+    machine: Machine
+    versions: Mapping[str, str]
+    environment: Mapping[str, str]
+    used_by_others: float
+
+    @classmethod
+    def of(cls, meter: MachineMeter) -> Provenance:
+        return cls(
+            finished_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            command=_command_line(),
+            commit=_commit(),
+            machine=Machine.this(),
+            versions={"python": platform.python_version(), **_installed(PACKAGES)},
+            environment={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+            used_by_others=meter.used_by_others(),
+        )
+
+    def lines(self) -> list[str]:
+        machine = self.machine
+        parts = [
+            machine.cpu,
+            f"{machine.cores} cores",
+            f"{machine.memory_gib} GiB",
+            machine.gpu,
+            machine.system,
+        ]
+        return [
+            f"* Machine: {', '.join(filter(None, parts))}",
+            f"* Used by others meanwhile: {self.used_by_others:.0%} of all cores{self._noise_warning()}",
+            f"* Versions: {_pairs(self.versions)}",
+            f"* Thread settings in the environment: {_pairs(self.environment) or 'none'}",
+            f"* Commit: {self.commit}",
+            f"* Command: `{self.command}`, finished {self.finished_at}",
+        ]
+
+    def _noise_warning(self) -> str:
+        return "; **not a quiet machine: measure again**" if self.used_by_others > QUIET else ""
+
+
+class MachineMeter:
+    """How much of the machine anybody but this process and its children used since it was made."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        self._theirs_before_s = _busy_s() - _own_s()
+
+    def used_by_others(self) -> float:
+        theirs_s = _busy_s() - _own_s() - self._theirs_before_s
+        available_s = (time.monotonic() - self._started_s) * (os.cpu_count() or 1)
+        return max(0.0, theirs_s / available_s)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report.
+
+    Args:
+        title: what was measured.
+        name: of its files, without the date.
+        method: how it was measured, in words.
+        sections: Markdown, one string each.
+        figures: the same figures for programs; dataclasses turned into plain values.
+    """
+
+    title: str
+    name: str
+    method: str
+    sections: Sequence[str]
+    figures: Mapping[str, object]
+    provenance: Provenance
+
+    def write(self) -> list[Path]:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{self.name}"
+        contents = {".json": self._json(), ".md": self.markdown()}
+        for extension, content in contents.items():
+            path.with_name(path.name + extension).write_text(content, encoding="utf-8")
+        return [path.with_name(path.name + extension) for extension in contents]
+
+    def markdown(self) -> str:
+        method = textwrap.fill(self.method.strip(), LINE_WIDTH)
+        origin = "\n".join(self.provenance.lines())
+        return "\n\n".join([f"# {self.title}", *self.sections, f"## Method\n\n{method}", origin]) + "\n"
+
+    def _json(self) -> str:
+        document = {
+            "title": self.title,
+            "method": " ".join(self.method.split()),
+            **self.figures,
+            "provenance": asdict(self.provenance),
+        }
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["--"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _figure(value: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _installed(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _command_line() -> str:
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+    return shlex.join(["python", str(script), *sys.argv[1:]])
+
+
+def _commit() -> str:
+    commit = _git("rev-parse", "--verify", "HEAD")
+    if not commit:
+        return "none"
+    # Reports are written between two runs and change nothing that runs.
+    changes = _git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return f"{commit}+dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _busy_s() -> float:
+    """CPU seconds of the whole machine that were not idle, those a hypervisor took away included."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+
+
+def _own_s() -> float:
+    """CPU seconds of this process and its children, those that ended included."""
+    this = psutil.Process()
+    spent = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    ended = this.cpu_times()
+    return sum(t.user + t.system for t in spent) + ended.children_user + ended.children_system
