@@ -26,6 +26,11 @@ def tiny_checkpoints() -> Path:
 @pytest.fixture(scope="session")
 def server(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the model repository as it is, on free ports."""
-    log_path = tmp_path_factory.mktemp("server") / "tritonserver.log"
-    with clean_server(on_free_ports(model_repository=ROOT / "model_repository", log_path=log_path)) as server:
+    directory = tmp_path_factory.mktemp("server")
+    config = on_free_ports(
+        model_repository=ROOT / "model_repository",
+        log_path=directory / "tritonserver.log",
+        environment={"VOICE_STORE": str(directory / "voices")},
+    )
+    with clean_server(config) as server:
         yield server

@@ -10,7 +10,6 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelInstanceGroup, Mod
 
 from fakes import triton_python_backend_utils as pb_utils
 from python_backend import MODEL_REPOSITORY, load_model_py, read_config
-from qwen3_tts_engine.config import EngineConfig
 from qwen3_tts_engine.request import GenerationDefaults
 from qwen3_tts_engine.triton.reading import INPUTS, RequestReader
 
@@ -148,10 +147,11 @@ def test_there_is_a_queue_and_its_batches_fit_the_model(config):
 # --- parameters -------------------------------------------------------------------------------------------
 
 
-def test_every_parameter_is_a_knob_of_the_engine_at_its_default(config):
+def test_every_parameter_is_a_knob_of_the_engine_at_its_default(directory, config):
     given = {name: parameter.string_value for name, parameter in config.parameters.items()}
-    in_file = EngineConfig.from_parameters(given)
-    by_default = EngineConfig(checkpoint=in_file.checkpoint)
+    kind = load_model_py(directory).TritonPythonModel.config_kind
+    in_file = kind.from_parameters(given)
+    by_default = kind(checkpoint=in_file.checkpoint)
     assert in_file == by_default
 
 

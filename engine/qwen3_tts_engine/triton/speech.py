@@ -24,8 +24,8 @@ from qwen3_tts_engine.triton.metrics import PublishedMetrics
 from qwen3_tts_engine.triton.reading import FindVoice, RequestReader, RowRequest, naming_row
 from qwen3_tts_engine.triton.responses import Courier, ResponseStream, RowSink
 
-# How long the engine's thread may keep the interpreter while another wants it. Python's own 5 ms is as long as
-# a frame of a fast model; Triton's batcher naps for 500 ms when it finds `execute` busy (docs/decisions/0008).
+# How long the engine's thread may keep the interpreter while another wants it. Python's 5 ms is as long as
+# a frame of a fast model; Triton's batcher naps for 500 ms when `execute` is busy (docs/decisions/0008).
 SWITCH_INTERVAL_S = 0.0005
 
 logger = logging.getLogger(__name__)

@@ -33,6 +33,7 @@ CODES = {
     "is not ready": "UNAVAILABLE",
     "is not healthy": "UNAVAILABLE",
     "there is no voice named": "NOT_FOUND",
+    "the voice store": "INTERNAL",
     "the engine failed": "INTERNAL",
     "the request could not be": "INTERNAL",
 }
