@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_tts_client import Audio, DesignedVoice, SpeechClient, SpeechStream
+from qwen3_tts_client import Audio, ClonedVoice, DesignedVoice, SpeechClient, SpeechStream
 from qwen3_tts_engine.launcher import LaunchConfig, environment_with, free_ports, running_server
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +26,8 @@ TEXT = "Good morning. The first words are on their way while the last ones are s
 TASKS: dict[str, Callable[[SpeechClient], SpeechStream]] = {
     "custom_voice": lambda tts: tts.stream(TEXT, voice="ryan", seed=7),
     "voice_design": lambda tts: tts.stream(TEXT, voice=DesignedVoice("a warm old storyteller"), seed=7),
+    # The voice that was just designed, cloned from what it said.
+    "base": lambda tts: tts.stream(TEXT, voice=ClonedVoice(OUT / "voice_design.wav", TEXT), seed=7),
 }
 
 
