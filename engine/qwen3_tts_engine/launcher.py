@@ -210,7 +210,13 @@ class Server:
         return None if page is None else num_busy(page)
 
     def _is_ready(self) -> bool:
-        return self._get(self.http_port, "/v2/health/ready") is not None
+        ready = self._get(self.http_port, "/v2/health/ready") is not None
+        return ready and (not self._has_metrics or self._get(self.metrics_port, "/metrics") is not None)
+
+    @property
+    def _has_metrics(self) -> bool:
+        """Triton opens this port last, unless it was told not to."""
+        return "--allow-metrics=false" not in self.config.extra_args
 
     def _get(self, port: int, path: str) -> str | None:
         """A page of the server, None unless it answers 200."""
@@ -304,6 +310,11 @@ def stack_limit(wanted_bytes: int) -> Iterator[None]:
 def check(config: LaunchConfig) -> None:
     if not config.model_repository.is_dir():
         raise LaunchError(f"there is no model repository at {config.model_repository}")
+    if " " in str(config.model_repository.absolute()):
+        # Triton's Python stub splits its arguments at spaces, and its death would go unnoticed.
+        raise LaunchError(
+            f"the path {config.model_repository.absolute()} has a space; Triton cannot serve from it"
+        )
     for (name, port), (other_name, other_port) in combinations(config.ports.items(), 2):
         if port == other_port:
             raise LaunchError(f"{name} and {other_name} are both {port}; each needs a port of its own")
