@@ -352,10 +352,6 @@ def free_ports(count: int = 3) -> tuple[int, ...]:
         return tuple(listener.getsockname()[1] for listener in listeners)
 
 
-def free_port() -> int:
-    return free_ports(1)[0]
-
-
 def environment_with(dotenv: Path) -> dict[str, str]:
     """The environment over `dotenv`; an empty value means the same as none, in either."""
     merged = {**dotenv_values(dotenv), **os.environ}

@@ -13,6 +13,8 @@ from qwen3_tts_engine.errors import InvalidRequest
 SAMPLE_RATE = 24_000
 FRAME_SAMPLES = 1_920  # one frame: 16 codes, 80 ms
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
+CODES_PER_FRAME = 16
+MAX_REFERENCE_FRAMES = 750  # a minute; the published models are prompted with seconds
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,23 @@ class VoicePrompt:
     speaker_embedding: NDArray[np.float32]
     ref_codes: NDArray[np.int64] | None = None
     ref_text: str = ""
+
+
+def check_reference(codes: NDArray[np.int64], text: str, num_codes: int) -> None:
+    """Raise InvalidRequest for reference frames that are none of `num_codes` codes, or have no transcript."""
+    if codes.ndim != 2 or codes.shape[1] != CODES_PER_FRAME or not 1 <= len(codes) <= MAX_REFERENCE_FRAMES:
+        raise InvalidRequest(
+            f"ref_codes has shape {list(codes.shape)};"
+            f" it must be [1 to {MAX_REFERENCE_FRAMES}, {CODES_PER_FRAME}]"
+        )
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise InvalidRequest(f"ref_codes is {codes.dtype}; codes are whole numbers")
+    if codes.min() < 0 or codes.max() >= num_codes:
+        raise InvalidRequest(
+            f"ref_codes holds {codes.min()} to {codes.max()}; codes are 0 to {num_codes - 1}"
+        )
+    if not text.strip():
+        raise InvalidRequest("ref_text is missing; ref_codes needs the words that are said in the recording")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from qwen3_tts_engine.config import CheckpointConfig
 from qwen3_tts_engine.engine import choose_device
 from qwen3_tts_engine.errors import ConfigError, InvalidRequest
 from qwen3_tts_engine.model.checkpoint import Checkpoint, Weights, resolve
-from qwen3_tts_engine.request import FRAME_SAMPLES, SAMPLE_RATE, VoicePrompt
+from qwen3_tts_engine.request import CODES_PER_FRAME, FRAME_SAMPLES, SAMPLE_RATE, VoicePrompt
 from qwen3_tts_engine.upstream import import_qwen_tts
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ MIN_SECONDS, MAX_SECONDS = 1, 30
 SLACK_S = 0.2  # lossy codecs surround 30 s of sound with silence, which reference_audio hands on
 # Far above what decoding and resampling make of full scale (1.0), far below integers that nobody scaled.
 MAX_AMPLITUDE = 8.0
-CODES_PER_FRAME = 16
 
 # Upstream's `Qwen3TTSForConditionalGeneration.extract_speaker_embedding`.
 MEL = {

@@ -8,9 +8,9 @@ import pytest
 
 from qwen3_tts_engine.errors import InvalidRequest
 from qwen3_tts_engine.model.config import read_speech_config
-from qwen3_tts_engine.model.prompt import MAX_REFERENCE_FRAMES, NOTHING, REFERENCE, SPEAKER, PromptWriter
+from qwen3_tts_engine.model.prompt import NOTHING, REFERENCE, SPEAKER, PromptWriter
 from qwen3_tts_engine.model.text import TextTokenizer
-from qwen3_tts_engine.request import SpeechRequest, VoicePrompt
+from qwen3_tts_engine.request import MAX_REFERENCE_FRAMES, SpeechRequest, VoicePrompt
 
 # Control codes of every published checkpoint, and some of its languages and speakers.
 PAD, BOS = 2148, 2149

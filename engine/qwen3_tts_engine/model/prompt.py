@@ -26,12 +26,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3_tts_engine.errors import InvalidRequest
 from qwen3_tts_engine.model.config import SpeechConfig
 from qwen3_tts_engine.model.text import TextTokenizer
-from qwen3_tts_engine.request import SpeechRequest, VoicePrompt
+from qwen3_tts_engine.request import SpeechRequest, VoicePrompt, check_reference
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,6 @@ INSTRUCT = Template("<|im_start|>user\n{}<|im_end|>\n", 3, 2)
 NOTHING = -1
 SPEAKER = -2  # the voice's speaker embedding
 REFERENCE = -3  # the next of the voice's reference frames
-MAX_REFERENCE_FRAMES = 750  # a minute; the published models are prompted with seconds
 MAX_CHARACTERS_PER_TOKEN = (
     16  # far above what speech in any language needs; refuses a flood before tokenising it
 )
@@ -212,22 +210,8 @@ class PromptWriter:
         if not np.isfinite(voice.speaker_embedding).all():
             raise InvalidRequest("speaker_embedding holds values that are not finite numbers")
         if voice.ref_codes is not None:
-            self._check_reference(voice.ref_codes, voice.ref_text)
-
-    def _check_reference(self, codes: NDArray[np.int64], text: str) -> None:
-        if codes.ndim != 2 or codes.shape[1] != 16 or not 1 <= len(codes) <= MAX_REFERENCE_FRAMES:
-            raise InvalidRequest(
-                f"ref_codes has shape {list(codes.shape)}; it must be [1 to {MAX_REFERENCE_FRAMES}, 16]"
-            )
-        limit = self._config.talker.code_predictor_config.vocab_size
-        if codes.min() < 0 or codes.max() >= limit:
-            raise InvalidRequest(
-                f"ref_codes holds {codes.min()} to {codes.max()}; codes are 0 to {limit - 1}"
-            )
-        if not text.strip():
-            raise InvalidRequest(
-                "ref_text is missing; ref_codes needs the words that are said in the recording"
-            )
+            num_codes = self._config.talker.code_predictor_config.vocab_size
+            check_reference(voice.ref_codes, voice.ref_text, num_codes)
 
     def _tokens(self, field: str, text: str, template: Template) -> list[int]:
         """The text's tokens with their wrapping."""

@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from qwen3_tts_engine.errors import EngineFailed, InvalidRequest, SpeechError
+from qwen3_tts_engine.request import CODES_PER_FRAME, VoicePrompt
 from qwen3_tts_engine.triton.errors import triton_error
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,12 @@ class AnsweringModel:
         except Exception as error:
             logger.exception("a request could not be answered")
             return EngineFailed(f"the request could not be answered: {error}")
+
+
+def prompt_outputs(prompt: VoicePrompt) -> dict[str, NDArray[Any]]:
+    """`speaker_embedding` and `ref_codes`; no frames stand for a voice that is x-vector only."""
+    codes = np.zeros((0, CODES_PER_FRAME)) if prompt.ref_codes is None else prompt.ref_codes
+    return {"speaker_embedding": prompt.speaker_embedding, "ref_codes": codes.astype(np.int32)}
 
 
 def text_output(text: str) -> NDArray[Any]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import sys
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -14,18 +11,16 @@ from qwen3_tts_engine.errors import ConfigError, EngineFailed, InvalidRequest
 from qwen3_tts_engine.reference_audio import Decoder, Limits
 from qwen3_tts_engine.reference_audio.kinds import WRAPPED
 from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row
+from qwen3_tts_engine.triton.loading import log_to_stderr, parameters
 
 
 class ReferenceAudioModel(AnsweringModel):
     """One decoding process for each instance."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        logging.basicConfig(stream=sys.stderr, level=(os.environ.get("LOG_LEVEL") or "INFO").upper())
-        parameters = json.loads(args["model_config"]).get("parameters", {})
         try:
-            limits = Limits.from_parameters(
-                {name: value["string_value"] for name, value in parameters.items()}
-            )
+            log_to_stderr()
+            limits = Limits.from_parameters(parameters(json.loads(args["model_config"])))
             self.decoder = Decoder(limits)
         except (ConfigError, EngineFailed) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from qwen3_tts_engine.config import CheckpointConfig
 from qwen3_tts_engine.errors import ConfigError, InvalidRequest
-from qwen3_tts_engine.request import VoicePrompt
-from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row
+from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row, prompt_outputs
 from qwen3_tts_engine.triton.loading import device, log_to_stderr, read_config
-from qwen3_tts_engine.voice_encoder import CODES_PER_FRAME, Recording, VoiceEncoder
+from qwen3_tts_engine.voice_encoder import Recording, VoiceEncoder
 
 
 class VoiceEncoderModel(AnsweringModel):
@@ -38,9 +36,3 @@ def read_recording(row: Row) -> Recording:
     if pcm is None:
         raise InvalidRequest("pcm is missing; it is the one required input")
     return Recording(pcm, ref_text=row.text("ref_text") or "", x_vector_only=row.flag("x_vector_only"))
-
-
-def prompt_outputs(prompt: VoicePrompt) -> Outputs:
-    """No frames stand for a voice that is an embedding alone."""
-    codes = np.zeros((0, CODES_PER_FRAME)) if prompt.ref_codes is None else prompt.ref_codes
-    return {"speaker_embedding": prompt.speaker_embedding, "ref_codes": codes.astype(np.int32)}

@@ -18,13 +18,13 @@ from qwen3_tts_engine.errors import ConfigError, InvalidRequest
 from qwen3_tts_engine.model.checkpoint import resolve
 from qwen3_tts_engine.model.config import SpeechConfig, read_speech_config
 from qwen3_tts_engine.request import VoicePrompt
-from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row, text_output
+from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row, prompt_outputs, text_output
 from qwen3_tts_engine.triton.loading import log_to_stderr, parameters
 from qwen3_tts_engine.voices import speakers
 from qwen3_tts_engine.voices.maker import identify
 from qwen3_tts_engine.voices.names import check_name
 from qwen3_tts_engine.voices.store import Voice, open_store
-from qwen3_tts_engine.voices.voice import CODES_PER_FRAME, read_metadata
+from qwen3_tts_engine.voices.voice import read_metadata
 
 VARIABLES = {
     CHECKPOINT_VARIABLES["custom_voice"]: "checkpoint",
@@ -91,7 +91,11 @@ class VoicesModel(AnsweringModel):
 
     def describe(self, row: Row) -> Outputs:
         voice = self.store.get(_name(row))
-        return {**_result(asdict(voice.summary)), **_prompt_outputs(voice.prompt)}
+        return {
+            **_result(asdict(voice.summary)),
+            **prompt_outputs(voice.prompt),
+            "ref_text": text_output(voice.prompt.ref_text),
+        }
 
     def save(self, row: Row) -> Outputs:
         name = check_name(_name(row), self.born_with.speakers)
@@ -159,16 +163,6 @@ def _read_prompt(row: Row) -> VoicePrompt:
     if codes is None:
         return VoicePrompt(embedding)
     return VoicePrompt(embedding, codes.astype(np.int64), row.text("ref_text") or "")
-
-
-def _prompt_outputs(prompt: VoicePrompt) -> dict[str, Any]:
-    """No frames stand for a voice that is x-vector only."""
-    codes = np.zeros((0, CODES_PER_FRAME)) if prompt.ref_codes is None else prompt.ref_codes
-    return {
-        "speaker_embedding": prompt.speaker_embedding,
-        "ref_codes": codes.astype(np.int32),
-        "ref_text": text_output(prompt.ref_text),
-    }
 
 
 def _result(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_tts_engine.errors import InvalidRequest
-from qwen3_tts_engine.request import VoicePrompt
+from qwen3_tts_engine.request import VoicePrompt, check_reference
 from qwen3_tts_engine.voices.names import check_name
 
 # The published models have 1024 or 2048 values, and are prompted with seconds; these bound what is taken.
 MAX_EMBEDDING_VALUES = 8192
-MAX_FRAMES = 750  # a minute
 MAX_TEXT_CHARACTERS = 4096
 MAX_METADATA_BYTES = 16 << 10
-CODES_PER_FRAME = 16
 NUM_CODES = 2048
 
 
@@ -59,7 +57,7 @@ class Voice:
         object.__setattr__(self, "name", check_name(self.name))
         _check_embedding(self.prompt.speaker_embedding)
         if self.prompt.ref_codes is not None:
-            _check_codes(self.prompt.ref_codes)
+            check_reference(self.prompt.ref_codes, self.prompt.ref_text, NUM_CODES)
             _check_text(self.prompt.ref_text)
         _check_metadata(self.metadata)
 
@@ -104,22 +102,7 @@ def _check_embedding(embedding: NDArray[np.float32]) -> None:
         raise InvalidRequest("speaker_embedding holds values that are not finite numbers")
 
 
-def _check_codes(codes: NDArray[np.int64]) -> None:
-    if codes.ndim != 2 or codes.shape[1] != CODES_PER_FRAME or not 1 <= len(codes) <= MAX_FRAMES:
-        raise InvalidRequest(
-            f"ref_codes has shape {list(codes.shape)}; it must be [1 to {MAX_FRAMES}, {CODES_PER_FRAME}]"
-        )
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise InvalidRequest(f"ref_codes is {codes.dtype}; codes are whole numbers")
-    if codes.min() < 0 or codes.max() >= NUM_CODES:
-        raise InvalidRequest(
-            f"ref_codes holds {codes.min()} to {codes.max()}; codes are 0 to {NUM_CODES - 1}"
-        )
-
-
 def _check_text(text: str) -> None:
-    if not text.strip():
-        raise InvalidRequest("ref_text is missing; ref_codes needs the words that are said in the recording")
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidRequest(f"ref_text has {len(text)} characters; it may have {MAX_TEXT_CHARACTERS}")
 
