@@ -14,11 +14,11 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.10; do \
 TORCH_INDEX_URL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve serve-triton bench fmt tiny clean
+.PHONY: help setup demo test check serve serve-triton bench bench-overheads fmt tiny clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed $(VENV)/.server-checked $(TINY)/.made ## virtual environment, tritonserver, tiny checkpoints
 
@@ -41,6 +41,9 @@ serve-triton: setup ## Triton alone on 8000, 8001 and 8002, until Ctrl-C
 
 bench: setup ## the engine against upstream, report in perf/results/
 	@exec $(BIN)/python perf/bench.py $(ARGS)
+
+bench-overheads: setup ## what ways of asking the real server cost, report in perf/results/
+	@exec $(BIN)/python perf/overheads.py $(ARGS)
 
 fmt: $(VENV)/.installed ## format the code and mend what the linter can
 	$(BIN)/ruff format .

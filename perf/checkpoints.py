@@ -12,8 +12,8 @@ HOME = ROOT / "checkpoints" / "bench"
 SHAPES = {"tiny": replace(TINY, mean_frames=None), "published-0.6b": PUBLISHED_0B6}
 
 
-def build_endless(shape: str) -> Path:
-    """The directory of a custom-voice checkpoint of that shape, written unless it is there already."""
-    if not (HOME / shape).is_dir():
-        progress(f"{shape}: building a checkpoint")
-    return build(HOME / shape, "custom_voice", shape=SHAPES[shape])
+def build_endless(shape: str, task: str = "custom_voice") -> Path:
+    """The directory of a task's checkpoint of that shape, written unless it is there already."""
+    if not (HOME / shape / task).is_dir():
+        progress(f"{shape}: building a {task} checkpoint")
+    return build(HOME / shape, task, shape=SHAPES[shape])

@@ -9,7 +9,6 @@ perf/README.md tells how it measures; the report goes to perf/results/.
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 
 from checkpoints import SHAPES, build_endless
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import LaunchConfig, free_ports, running_server
-from report import ROOT, MachineMeter, Provenance, Report, Spread, progress, table
+from report import MachineMeter, Provenance, Report, Spread, device_kind, progress, table
+from serving import serving
 
 MODEL = "qwen3_tts_custom_voice"
 TEXT = "Good morning. The first words are on their way while the last ones are still being made."
@@ -134,20 +132,8 @@ def server(options: argparse.Namespace) -> Iterator[str]:
     if options.url:
         yield options.url
         return
-    http_port, grpc_port, metrics_port = free_ports()
-    config = LaunchConfig(
-        model_repository=ROOT / "model_repository",
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        preload_models=False,
-        extra_args=(f"--load-model={MODEL}",),
-        idle_grace_s=2,
-        server_dir=ROOT / ".server",
-        log_path=ROOT / ".server/logs/load.log",
-        environment={**os.environ, "QWEN_TTS_CUSTOM_VOICE_MODEL": str(build_endless(options.shape))},
-    )
-    with running_server(config) as started:
+    checkpoint = {"QWEN_TTS_CUSTOM_VOICE_MODEL": str(build_endless(options.shape))}
+    with serving([MODEL], checkpoint, log="load.log") as started:
         yield f"127.0.0.1:{started.grpc_port}"
 
 
@@ -196,10 +182,6 @@ def write_up(loads: Sequence[Load], options: argparse.Namespace, provenance: Pro
         figures={"max_frames": options.max_frames, "loads": [asdict(load) for load in loads]},
         provenance=provenance,
     )
-
-
-def device_kind() -> str:
-    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def method(options: argparse.Namespace) -> str:

@@ -169,6 +169,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def device_kind() -> str:
+    """Of the machine: the first word of a report's name."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
 def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 

@@ -67,11 +67,14 @@ class Response:
     is_final: bool
 
 
-def infer(server: Server, *, deadline_s: float | None = None, **inputs: Any) -> Iterator[Response]:
+def infer(
+    server: Server, *, model: str = MODEL, deadline_s: float | None = None, **inputs: Any
+) -> Iterator[Response]:
     """Everything the model answers, as it arrives, up to and including FINAL.
 
     Args:
         server: whom to ask.
+        model: which of its models that speak.
         deadline_s: gRPC's, for the whole stream.
         inputs: a list has a value for each row, a single value is for all of them; an array goes as it is.
 
@@ -82,7 +85,8 @@ def infer(server: Server, *, deadline_s: float | None = None, **inputs: Any) -> 
         triton.InferenceServerClient(grpc_address(server)) as client,
         stream_of(client, deadline_s) as arrivals,
     ):
-        client.async_stream_infer(MODEL, tensors(client, inputs), enable_empty_final_response=True)
+        asked = tensors(client, inputs, model)
+        client.async_stream_infer(model, asked, enable_empty_final_response=True)
         is_final = False
         while not is_final:
             response = read(arrivals.get(timeout=PATIENCE_S))
@@ -109,9 +113,21 @@ def stream_of(
         client.stop_stream(cancel_requests=True)
 
 
-def tensors(client: triton.InferenceServerClient, inputs: Mapping[str, Any]) -> list[triton.InferInput]:
+def tensors(
+    client: triton.InferenceServerClient, inputs: Mapping[str, Any], model: str = MODEL
+) -> list[triton.InferInput]:
+    """The inputs for a gRPC request."""
+    return [
+        triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
+        for name, array in arrays(client, inputs, model).items()
+    ]
+
+
+def arrays(
+    client: triton.InferenceServerClient, inputs: Mapping[str, Any], model: str = MODEL
+) -> dict[str, NDArray[Any]]:
     """[rows, 1] each, of the type that the model declares; arrays as they are."""
-    declared = {tensor.name: tensor.datatype for tensor in client.get_model_metadata(MODEL).inputs}
+    declared = {tensor.name: tensor.datatype for tensor in client.get_model_metadata(model).inputs}
     rows = max((len(value) for value in inputs.values() if isinstance(value, list)), default=1)
 
     def array(name: str, value: Any) -> NDArray[Any]:
@@ -120,11 +136,7 @@ def tensors(client: triton.InferenceServerClient, inputs: Mapping[str, Any]) -> 
         values = value if isinstance(value, list) else [value] * rows
         return np.array(values, triton_to_np_dtype(declared[name])).reshape(-1, 1)
 
-    arrays = {name: array(name, value) for name, value in inputs.items()}
-    return [
-        triton.InferInput(name, a.shape, np_to_triton_dtype(a.dtype)).set_data_from_numpy(a)
-        for name, a in arrays.items()
-    ]
+    return {name: array(name, value) for name, value in inputs.items()}
 
 
 def read(arrival: Any) -> Response:
@@ -158,11 +170,11 @@ def decode_wav(encoded: str | bytes) -> NDArray[np.float64]:
 
 
 @contextmanager
-def posted(server: Server, route: str, body: Any) -> Iterator[http.client.HTTPResponse]:
+def posted(server: Server, route: str, body: Any, model: str = MODEL) -> Iterator[http.client.HTTPResponse]:
     """The answer to `POST /v2/models/…/<route>`; leaving the block hangs up."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
     try:
-        connection.request("POST", f"/v2/models/{MODEL}/{route}", json.dumps(body))
+        connection.request("POST", f"/v2/models/{model}/{route}", json.dumps(body))
         with connection.getresponse() as response:
             yield response
     finally:

@@ -52,6 +52,10 @@ class Footprint:
     def stubs(self) -> list[psutil.Process]:
         return [process for process in self.processes() if process.pid != self.group]
 
+    def stubs_of(self, model: str) -> list[psutil.Process]:
+        """The processes of one model: each is started with the path of its model.py."""
+        return [stub for stub in self.stubs() if f"/{model}/1/model.py" in _command_line(stub)]
+
     def regions(self) -> list[Path]:
         return sorted(Path("/dev/shm").glob(f"{self._regions_prefix}*"))
 
@@ -64,6 +68,13 @@ class Footprint:
             return os.getpgid(process.pid) == self.group and process.status() != psutil.STATUS_ZOMBIE
         except (ProcessLookupError, psutil.NoSuchProcess):
             return False
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:

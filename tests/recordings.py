@@ -22,6 +22,19 @@ def sine(seconds: float = 2.0, rate: int = 24_000, channels: int = 1) -> NDArray
     return np.repeat(tone[:, None], channels, axis=1)
 
 
+def humming(
+    seconds: float = 2.0, rate: int = 24_000, channels: int = 1, seed: int = 0
+) -> NDArray[np.float32]:
+    """[frames, channels]: a gliding tone with overtones and breath, another one in each channel."""
+    dice = np.random.default_rng(seed)
+    time_s = np.arange(round(seconds * rate))[:, None] / rate
+    pitches_hz = dice.uniform(90, 250, channels)
+    phases = 2 * np.pi * pitches_hz * (time_s + 0.05 * np.sin(3 * time_s))
+    tones = np.stack([np.sin(n * phases) / n for n in range(1, 6)]).sum(axis=0)
+    breath = 0.1 * dice.standard_normal(tones.shape)
+    return (0.25 * (tones + breath)).astype(np.float32)
+
+
 def silence(seconds: float, rate: int = 24_000, channels: int = 1) -> NDArray[np.float32]:
     return np.zeros((round(seconds * rate), channels), np.float32)
 

@@ -3,27 +3,36 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
+from _pytest.mark import ParameterSet
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from qwen3_tts_client import SpeechClient
 from qwen3_tts_engine.config import VARIABLES, BaseConfig
 from qwen3_tts_engine.launcher import Server
 from qwen3_tts_engine.metrics import FAMILIES
+from recordings import humming, written
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
-CUSTOM_VOICE = ROOT / "model_repository" / "qwen3_tts_custom_voice" / "config.pbtxt"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "protocol.md"]
+MODELS = sorted(path.parent.name for path in ROOT.glob("model_repository/*/config.pbtxt"))
+# Their parameters are in `## Model parameters`; those of the others, in the model's own section.
+TALKERS = ("qwen3_tts_base", "qwen3_tts_custom_voice", "qwen3_tts_voice_design")
 
 # Samples that set up a machine or run a whole server; other tests, or the README's own test command, do that.
-NOT_RUN_HERE = re.compile(r"\b(make|pip install|docker run) ")
+NOT_RUN_HERE = re.compile(r"^([A-Z_]+=\S+ )?(make|pip install|docker run) ", flags=re.MULTILINE)
 
 
-def model_config() -> model_config_pb2.ModelConfig:
-    return text_format.Parse(CUSTOM_VOICE.read_text(), model_config_pb2.ModelConfig())
+def model_config(model: str = "qwen3_tts_custom_voice") -> model_config_pb2.ModelConfig:
+    config = ROOT / "model_repository" / model / "config.pbtxt"
+    return text_format.Parse(config.read_text(), model_config_pb2.ModelConfig())
 
 
 def section(title: str) -> str:
@@ -43,11 +52,32 @@ def samples(page: str, language: str) -> list[str]:
     return [block for block in blocks if not NOT_RUN_HERE.search(block)]
 
 
-def on(server: Server, sample: str) -> str:
-    """A sample says the usual ports; the test's server has its own."""
-    return sample.replace("localhost:8000", f"localhost:{server.http_port}").replace(
-        "localhost:8001", f"localhost:{server.grpc_port}"
-    )
+def every_sample(language: str) -> list[ParameterSet]:
+    """Those of every page, each known by its page and its place there."""
+    return [
+        pytest.param(sample, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, sample in enumerate(samples(page.read_text(), language), 1)
+    ]
+
+
+def here(sample: str, server: Server) -> str:
+    """A sample says the usual ports; the test's servers have their own."""
+    ports = {"8000": server.http_port, "8001": server.grpc_port}
+    for usual, port in ports.items():
+        sample = sample.replace(f"localhost:{usual}", f"localhost:{port}")
+    return sample
+
+
+@pytest.fixture
+def desk(server: Server, tmp_path: Path) -> Iterator[Path]:
+    """Where a sample runs: the recordings that samples name are there; voices it saves are gone after it."""
+    (tmp_path / "me.wav").write_bytes(written(humming(3.0, seed=1)))
+    (tmp_path / "grandpa.flac").write_bytes(written(humming(3.0, seed=2), form="FLAC"))
+    yield tmp_path
+    with SpeechClient(f"localhost:{server.grpc_port}") as tts:
+        for voice in tts.voices.list():
+            tts.voices.delete(voice.name)
 
 
 @pytest.mark.parametrize("tensor", [*model_config().input, *model_config().output], ids=lambda t: t.name)
@@ -66,6 +96,28 @@ def test_every_parameter_is_documented(parameter: str) -> None:
 def test_no_parameter_is_documented_that_is_not_there() -> None:
     documented_parameters = re.findall(r"^\| `(\w+)` \|", section("Model parameters"), flags=re.MULTILINE)
     assert set(documented_parameters) == set(BaseConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameter"),
+    [
+        (model, name)
+        for model in MODELS
+        if model not in TALKERS
+        for name in sorted(model_config(model).parameters)
+    ],
+)
+def test_every_parameter_of_the_other_models_is_documented_with_them(model: str, parameter: str) -> None:
+    documented(parameter, f"`{model}`")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_sample_for_the_shell_and_one_in_python(model: str) -> None:
+    own = section(f"`{model}`")
+    assert any(f"/v2/models/{model}/" in sample for sample in samples(own, "sh")), "none with curl"
+    assert any("qwen3_tts_client" in sample or f'"{model}"' in sample for sample in samples(own, "python")), (
+        "none in Python"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -92,27 +144,33 @@ def test_every_figure_in_the_readme_names_a_result_file_that_exists() -> None:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("sample", samples(README, "python") + samples(PROTOCOL, "python"))
-def test_python_samples_run(server: Server, sample: str, tmp_path: Path) -> None:
-    (tmp_path / "sample.py").write_text(on(server, sample))
-    subprocess.run([sys.executable, "sample.py"], cwd=tmp_path, check=True, timeout=120)
+@pytest.mark.parametrize("sample", every_sample("python"))
+def test_python_samples_run(server: Server, sample: str, desk: Path) -> None:
+    (desk / "sample.py").write_text(here(sample, server))
+    subprocess.run([sys.executable, "sample.py"], cwd=desk, check=True, timeout=120)
+    assert_plays(desk)
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("sample", samples(README, "sh") + samples(PROTOCOL, "sh"))
-def test_shell_samples_run(server: Server, sample: str, tmp_path: Path) -> None:
-    script = re.sub(
-        r"^(qwen3-tts \w+)", rf"\1 --url localhost:{server.grpc_port}", on(server, sample), flags=re.M
-    )
+@pytest.mark.parametrize("sample", every_sample("sh"))
+def test_shell_samples_run(server: Server, sample: str, desk: Path) -> None:
+    script = here(sample, server)
+    script = re.sub(r"^(qwen3-tts \w+)", rf"\1 --url localhost:{server.grpc_port}", script, flags=re.M)
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
-        cwd=tmp_path,
+        cwd=desk,
         env={"PATH": path},
         capture_output=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert b'"error"' not in done.stdout
-    for wav in tmp_path.glob("*.wav"):
-        assert wav.read_bytes()[:4] == b"RIFF"
+    for told in (done.stdout, *(answer.read_bytes() for answer in desk.glob("*.json"))):
+        assert b'"error"' not in told
+        assert b'"detail"' not in told
+    assert_plays(desk)
+
+
+def assert_plays(desk: Path) -> None:
+    for sound in (*desk.glob("*.wav"), *desk.glob("*.mp3")):
+        assert soundfile.info(sound).frames > 0, sound.name

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qwen3_tts_engine.request import SpeechRequest
+from qwen3_tts_engine.request import FRAME_SAMPLES, SpeechRequest, VoicePrompt
 from qwen3_tts_engine.upstream import import_qwen_tts
 
 
@@ -24,6 +25,23 @@ class Upstream:
         if request not in self._spoken:
             self._spoken[request] = self._speak(request)
         return self._spoken[request]
+
+    def voice_in(self, file: Path, ref_text: str = "", x_vector_only: bool = False) -> VoicePrompt:
+        """`create_voice_clone_prompt` of a recording, which upstream reads by itself."""
+        with warnings.catch_warnings():
+            # librosa imports what Python 3.13 no longer has.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            [item] = self.model.create_voice_clone_prompt(str(file), ref_text, x_vector_only)
+        codes = None if item.ref_code is None else item.ref_code.numpy()
+        return VoicePrompt(item.ref_spk_embedding.numpy(), codes, item.ref_text or "")
+
+    def speech(self, request: SpeechRequest) -> NDArray[np.float32]:
+        """[frames · 1920]: what is heard of the codes, decoded after those of the reference."""
+        codes = self.codes(request)
+        num_reference = _num_reference_frames(request)
+        if num_reference:
+            codes = np.concatenate([request.voice.ref_codes, codes])
+        return self.decode(codes)[num_reference * FRAME_SAMPLES :]
 
     def _speak(self, request: SpeechRequest) -> NDArray[np.int64]:
         """Seeds torch's global generator, which is the only one upstream knows."""

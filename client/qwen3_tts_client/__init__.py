@@ -11,23 +11,36 @@ from qwen3_tts_client.errors import (
     Overloaded,
     ServerUnavailable,
     SpeechError,
+    UnknownVoice,
 )
 from qwen3_tts_client.models import ModelState
 from qwen3_tts_client.request import SpeechOptions
-from qwen3_tts_client.voice import ClonedVoice, DesignedVoice, Voice
+from qwen3_tts_client.voice import (
+    BuiltIn,
+    ClonedVoice,
+    DesignedVoice,
+    FoundVoice,
+    Saved,
+    Voice,
+    VoicePrompt,
+    model_of,
+)
 from qwen3_tts_client.voices import SavedVoice, Speaker
 
 __all__ = [
     "AsyncSpeechClient",
     "AsyncSpeechStream",
     "Audio",
+    "BuiltIn",
     "Cancelled",
     "ClonedVoice",
     "DesignedVoice",
     "EngineFailed",
+    "FoundVoice",
     "InvalidRequest",
     "ModelState",
     "Overloaded",
+    "Saved",
     "SavedVoice",
     "ServerInfo",
     "ServerUnavailable",
@@ -36,5 +49,8 @@ __all__ = [
     "SpeechError",
     "SpeechOptions",
     "SpeechStream",
+    "UnknownVoice",
     "Voice",
+    "VoicePrompt",
+    "model_of",
 ]

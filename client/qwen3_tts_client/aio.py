@@ -18,7 +18,7 @@ from qwen3_tts_client.errors import Cancelled
 from qwen3_tts_client.models import AsyncModels
 from qwen3_tts_client.reception import Reception
 from qwen3_tts_client.request import SpeechOptions, Utterance, per_text
-from qwen3_tts_client.voice import Voice
+from qwen3_tts_client.voice import FoundVoice, Voice
 from qwen3_tts_client.voices import AsyncVoices
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class AsyncSpeechClient(Connection):
     def stream(
         self,
         text: str,
-        voice: Voice = None,
+        voice: Voice | FoundVoice = None,
         *,
         language: str | None = None,
         **options: Unpack[SpeechOptions],
@@ -140,7 +140,7 @@ class AsyncSpeechClient(Connection):
     async def synthesize(
         self,
         text: str,
-        voice: Voice = None,
+        voice: Voice | FoundVoice = None,
         *,
         language: str | None = None,
         on_progress: Callable[[float], None] | None = None,
@@ -180,6 +180,10 @@ class AsyncSpeechClient(Connection):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
+
+    async def find(self, voice: Voice) -> FoundVoice:
+        """As `SpeechClient.find`."""
+        return await self._talk(self._finder.finding(voice))
 
     async def is_ready(self, model: str) -> bool:
         """As `SpeechClient.is_ready`."""

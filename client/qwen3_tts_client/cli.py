@@ -263,7 +263,9 @@ def _voice_flags() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(add_help=False)
     group = flags.add_argument_group("voice")
     group.add_argument(
-        "--voice", metavar="NAME", help="a built-in speaker, a saved voice, or a mix of those: 'a(2)+b(1)'"
+        "--voice",
+        metavar="NAME",
+        help="a built-in speaker, a saved voice, or a mix of saved ones: 'a(2)+b(1)'",
     )
     group.add_argument("--instruct", metavar="TEXT", help="style in words, such as 'whisper, in a hurry'")
     return flags

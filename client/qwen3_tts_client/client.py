@@ -18,7 +18,7 @@ from qwen3_tts_client.conversation import Conversation, Pause, Question
 from qwen3_tts_client.models import Models
 from qwen3_tts_client.reception import Reception
 from qwen3_tts_client.request import SpeechOptions, Utterance, per_text
-from qwen3_tts_client.voice import Voice
+from qwen3_tts_client.voice import FoundVoice, Voice
 from qwen3_tts_client.voices import Voices
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class SpeechClient(Connection):
     def stream(
         self,
         text: str,
-        voice: Voice = None,
+        voice: Voice | FoundVoice = None,
         *,
         language: str | None = None,
         **options: Unpack[SpeechOptions],
@@ -162,7 +162,7 @@ class SpeechClient(Connection):
     def synthesize(
         self,
         text: str,
-        voice: Voice = None,
+        voice: Voice | FoundVoice = None,
         *,
         language: str | None = None,
         on_progress: Callable[[float], None] | None = None,
@@ -208,6 +208,17 @@ class SpeechClient(Connection):
                     stream.cancel()
                 raise
         return [future.result() for future in futures]
+
+    def find(self, voice: Voice) -> FoundVoice:
+        """Find out now what `stream` would: whose name it is, what is to be heard in a recording.
+
+        `stream` takes the outcome in place of the voice; `model_of` names the model that speaks with it.
+
+        Raises:
+            SpeechError: the server could not be asked, or cannot hear the recording.
+            OSError: the recording of a `ClonedVoice` cannot be read.
+        """
+        return self._talk(self._finder.finding(voice))
 
     def is_ready(self, model: str) -> bool:
         """Whether the server answers for this model.

@@ -2,6 +2,7 @@
 
     SpeechError
     ├── InvalidRequest      the request can never be served as it stands (also: a wrong API key)
+    │   └── UnknownVoice    it names a voice that nobody saved
     ├── Overloaded          the server has no room for it now; try again later
     ├── ServerUnavailable   no server, no such model on it, or no audio from it within the time limit
     ├── Cancelled           someone stopped it: this side, or a server that shuts down
@@ -29,6 +30,10 @@ class InvalidRequest(SpeechError):
     """The request can never be served as it stands; the message says what is allowed."""
 
 
+class UnknownVoice(InvalidRequest):
+    """No voice is saved under the name that was given."""
+
+
 class Overloaded(SpeechError):
     """The server's queue is full, or the request waited in it too long; try again later."""
 
@@ -54,6 +59,7 @@ _KIND_BY_MESSAGE: dict[str, type[SpeechError]] = {
     "Exceeds maximum queue size": Overloaded,
     "Request timeout expired": Overloaded,
     _NO_SUCH_MODEL: ServerUnavailable,
+    "load failed for model": EngineFailed,
     "protocol is restricted": InvalidRequest,
     "inference input": InvalidRequest,
     "unexpected shape": InvalidRequest,
@@ -64,7 +70,7 @@ _KIND_BY_MESSAGE: dict[str, type[SpeechError]] = {
 
 _KIND_BY_CODE: dict[grpc.StatusCode | None, type[SpeechError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.NOT_FOUND: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: UnknownVoice,
     grpc.StatusCode.ALREADY_EXISTS: InvalidRequest,
     grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,

@@ -27,6 +27,9 @@ PATIENCE_S = 600.0
 
 _POLL_S = 0.05
 
+# A parameter of the models that outranks the server's environment, which `checkpoint` does not.
+_LOADED_CHECKPOINT = "loaded_checkpoint"
+
 
 @dataclass(frozen=True)
 class ModelState:
@@ -104,13 +107,14 @@ class Models:
         """Load a model and wait until it is ready; one that is loaded is unloaded first, never held twice.
 
         While it is away its requests are refused; the other models go on. If it cannot be loaded it stays
-        away: load it without a checkpoint to go back to the one its `config.pbtxt` names.
+        away: load it without a checkpoint to go back to the one that is configured.
 
         Args:
             name: as in the repository.
-            checkpoint: weights to load in place of the configured ones: a Hugging Face hub id, or a directory
-                on the server. (There, a QWEN_TTS_…_MODEL in the environment outranks it.) Recordings for
-                another `qwen3_tts_base` are to be heard by a `voice_encoder` with the same checkpoint.
+            checkpoint: weights to load in place of the configured ones, whether `config.pbtxt` names those or
+                a QWEN_TTS_…_MODEL in the server's environment: a Hugging Face hub id, or a directory there.
+                Recordings for another `qwen3_tts_base` are to be heard by a `voice_encoder` with the same
+                checkpoint.
                 Triton wants a configuration whole, and tells it only of a model that is loaded; one that is
                 not is loaded as configured first.
             timeout_s: longest wait for the old one to go, and again for the new one to come.
@@ -194,5 +198,5 @@ def _configuring(name: str, checkpoint: str, timeout_s: float) -> Conversation[s
     answer = yield Question("ModelConfig", service_pb2.ModelConfigRequest(name=name))
     if "checkpoint" not in answer.config.parameters:
         raise InvalidRequest(f"{name} has no checkpoint to swap")
-    answer.config.parameters["checkpoint"].string_value = checkpoint
+    answer.config.parameters[_LOADED_CHECKPOINT].string_value = checkpoint
     return str(MessageToJson(answer.config, preserving_proto_field_name=True))

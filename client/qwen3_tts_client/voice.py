@@ -122,3 +122,8 @@ def route(voice: FoundVoice) -> tuple[str, dict[str, Any]]:
         if isinstance(voice, kind):
             return model, voice_inputs(voice)
     raise TypeError(f"a voice is a name, a DesignedVoice, a ClonedVoice or None, not {voice!r}")
+
+
+def model_of(voice: FoundVoice) -> str:
+    """The model that speaks with this voice."""
+    return route(voice)[0]

@@ -15,7 +15,7 @@ from qwen3_tts_client.conversation import Conversation, Question
 from qwen3_tts_client.errors import EngineFailed, InvalidRequest
 from qwen3_tts_client.request import voice_request
 from qwen3_tts_client.tensors import read_scalar
-from qwen3_tts_client.voice import ClonedVoice, DesignedVoice
+from qwen3_tts_client.voice import ClonedVoice, DesignedVoice, VoicePrompt
 
 if TYPE_CHECKING:
     from qwen3_tts_client.aio import AsyncSpeechClient
@@ -56,10 +56,10 @@ class Speaker:
 
 
 def saving(
-    finder: VoiceFinder, name: str, voice: ClonedVoice, metadata: Mapping[str, Any] | None
+    finder: VoiceFinder, name: str, voice: ClonedVoice | VoicePrompt, metadata: Mapping[str, Any] | None
 ) -> Conversation[None]:
     written = _json(metadata)
-    prompt = yield from finder.prompting(voice)
+    prompt = voice if isinstance(voice, VoicePrompt) else (yield from finder.prompting(voice))
     yield from _operating("save", name=name, metadata=written, **prompt.inputs)
 
 
@@ -102,7 +102,9 @@ class Voices:
     def __init__(self, client: SpeechClient) -> None:
         self._client = client
 
-    def save(self, name: str, voice: ClonedVoice, *, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, name: str, voice: ClonedVoice | VoicePrompt, *, metadata: Mapping[str, Any] | None = None
+    ) -> None:
         """Keep a recorded voice under a name; only what was heard in the recording is kept, not itself.
 
         Raises:
@@ -177,7 +179,9 @@ class AsyncVoices:
     def __init__(self, client: AsyncSpeechClient) -> None:
         self._client = client
 
-    async def save(self, name: str, voice: ClonedVoice, *, metadata: Mapping[str, Any] | None = None) -> None:
+    async def save(
+        self, name: str, voice: ClonedVoice | VoicePrompt, *, metadata: Mapping[str, Any] | None = None
+    ) -> None:
         """As `Voices.save`."""
         await self._client._talk(saving(self._client._finder, name, voice, metadata))
 

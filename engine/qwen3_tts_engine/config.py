@@ -1,4 +1,4 @@
-"""The knobs of a model, from `parameters` in its config.pbtxt and from the environment, which wins."""
+"""The knobs of a model; in rising rank: config.pbtxt's `parameters`, the environment, an explicit load."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ VARIABLES = {
     "VOICE_STORE": "voice_store",
 }
 
+# The parameter that an operator's explicit load sends, and no file has. It is one of its own because a model
+# sees file and load in one configuration, and of `checkpoint` cannot tell who wrote it.
+LOADED_CHECKPOINT = "loaded_checkpoint"
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -43,6 +47,18 @@ class CheckpointConfig:
     checkpoint: str = ""
     speech_tokenizer: str = ""
     device: str = "auto"
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str], environment: Mapping[str, str], task: str) -> Self:
+        """Read everything an operator may have set, the highest rank last: file, environment, explicit load.
+
+        Raises:
+            ConfigError: for a name or a value that means nothing here.
+        """
+        in_file = {name: text for name, text in parameters.items() if name != LOADED_CHECKPOINT}
+        config = cls.from_parameters(in_file).overridden_by(environment, task)
+        loaded = parameters.get(LOADED_CHECKPOINT)
+        return replace(config, checkpoint=loaded) if loaded else config
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Self:

@@ -8,6 +8,7 @@ Addresses, ports and preloading come from the environment and from `.env` (see `
 from __future__ import annotations
 
 import argparse
+import compileall
 import http.client
 import os
 import re
@@ -18,11 +19,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import TypeAlias
 
 from dotenv import dotenv_values
 
@@ -36,6 +38,7 @@ RESPONSE_CACHE_BYTES = 128 << 20  # some forty half-minute reference recordings 
 STACK_BYTES = 192 << 20
 LOG_TAIL_LINES = 40
 SHARED_MEMORY = Path("/dev/shm")
+Address: TypeAlias = tuple[str, int]
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 OPTIONS = {  # of the command line; each is a field of LaunchConfig
     "model_repository": "the models to serve",
@@ -85,19 +88,28 @@ class LaunchConfig:
         }
 
     @property
+    def addresses(self) -> dict[str, Address]:
+        return {name: (self.host, port) for name, port in self.ports.items()}
+
+    @property
     def client_host(self) -> str:
         """An address that reaches the server from this machine."""
-        return ANY_ADDRESS.get(self.host, self.host)
+        return reachable(self.host)
+
+
+def reachable(host: str) -> str:
+    """Where a service that listens on this address is reached from the same machine."""
+    return ANY_ADDRESS.get(host, host)
 
 
 def serve(config: LaunchConfig) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP, then drain; a second signal stops at once."""
     with running_server(config) as server:
-        _say(f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
+        say(f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
         with suppress(KeyboardInterrupt):
             server.process.wait()
             raise server.failure(f"tritonserver stopped by itself with status {server.process.returncode}")
-        _say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
+        say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
         raise server.failure("the drain did not end well")
     return 0
@@ -108,6 +120,7 @@ def running_server(config: LaunchConfig) -> Iterator[Server]:
     """A server that is ready inside the block and drained after it; raises LaunchError if it cannot start."""
     check(config)
     installation = find_tritonserver(config.server_dir)
+    compile_models(config.model_repository)
     with ExitStack() as stack:
         server = Server.start(config, installation)
         stack.callback(server.clean_up)
@@ -134,7 +147,7 @@ class Server:
         config.log_path.parent.mkdir(parents=True, exist_ok=True)
         with config.log_path.open("ab", buffering=0) as log, stack_limit(STACK_BYTES):
             log_start = log.tell() if config.log_path.is_file() else 0
-            _say(f"starting {installation.binary}, its log is {config.log_path}")
+            say(f"starting {installation.binary}, its log is {config.log_path}")
             process = subprocess.Popen(
                 command(config, installation, regions_prefix),
                 env=server_environment(config.environment, installation),
@@ -278,10 +291,28 @@ def server_environment(given: Mapping[str, str], installation: Installation) -> 
         # Idle threads of one model process must not spin on the cores that another one computes on.
         "OMP_WAIT_POLICY": "passive",
         **given,
+        **_voice_store(given),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
         # The stub finds this interpreter's packages through the first python3 on PATH.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", os.defpath)]),
     }
+
+
+def _voice_store(given: Mapping[str, str]) -> dict[str, str]:
+    """The same path to both models that read it: each would start a relative one in its own folder."""
+    path = given.get("VOICE_STORE", "")
+    return {"VOICE_STORE": str(Path(path).expanduser().absolute())} if path and ":" not in path else {}
+
+
+def compile_models(model_repository: Path) -> None:
+    """Have every model.py's `__pycache__` there before Triton looks.
+
+    One that a model's own first load writes is to Triton a change of the model's folder: whoever then loads
+    an ensemble gets its parts loaded anew, beside those that still run. The wheel's stub cannot be told to
+    write none: it ignores Python's variables in the environment. Where nothing can be written here, the stub
+    cannot write either; and what does not compile will say so when it is loaded.
+    """
+    compileall.compile_dir(model_repository, maxlevels=2, quiet=2)  # <model>/<version>/model.py
 
 
 def num_available_cores(cgroup_quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -315,11 +346,16 @@ def check(config: LaunchConfig) -> None:
         raise LaunchError(
             f"the path {config.model_repository.absolute()} has a space; Triton cannot serve from it"
         )
-    for (name, port), (other_name, other_port) in combinations(config.ports.items(), 2):
+    check_addresses(config.addresses)
+
+
+def check_addresses(addresses: Mapping[str, Address]) -> None:
+    """Refuse a port that is given twice or in use, by the name of its variable."""
+    for (name, (_, port)), (other_name, (_, other_port)) in combinations(addresses.items(), 2):
         if port == other_port:
             raise LaunchError(f"{name} and {other_name} are both {port}; each needs a port of its own")
-    for name, port in config.ports.items():
-        _check_port(name, config.host, port)
+    for name, (host, port) in addresses.items():
+        _check_port(name, host, port)
 
 
 def _check_port(name: str, host: str, port: int) -> None:
@@ -361,9 +397,9 @@ def environment_with(dotenv: Path) -> dict[str, str]:
 def config_from(environment: Mapping[str, str], arguments: argparse.Namespace) -> LaunchConfig:
     return LaunchConfig(
         host=environment.get("TRITON_HOST", "127.0.0.1"),
-        http_port=_port(environment, "TRITON_HTTP_PORT", 8000),
-        grpc_port=_port(environment, "TRITON_GRPC_PORT", 8001),
-        metrics_port=_port(environment, "TRITON_METRICS_PORT", 8002),
+        http_port=port_from(environment, "TRITON_HTTP_PORT", 8000),
+        grpc_port=port_from(environment, "TRITON_GRPC_PORT", 8001),
+        metrics_port=port_from(environment, "TRITON_METRICS_PORT", 8002),
         preload_models=_switch(environment, "PRELOAD_MODELS", True),
         verbose=environment.get("LOG_LEVEL", "").upper() == "DEBUG",
         environment=environment,
@@ -371,7 +407,7 @@ def config_from(environment: Mapping[str, str], arguments: argparse.Namespace) -
     )
 
 
-def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+def port_from(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name, str(default))
     if not (value.isdecimal() and 0 < int(value) < 65536):
         raise LaunchError(f"{name}={value}: not a port number, 1 to 65535")
@@ -408,20 +444,20 @@ def _parser(defaults: LaunchConfig) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, serve: Callable[[LaunchConfig], int] = serve) -> int:
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         return serve(config_from(environment_with(Path(".env")), arguments))
     except LaunchError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return 1
     except KeyboardInterrupt:  # during the start, or a second time
         return 130
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

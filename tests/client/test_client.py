@@ -26,6 +26,7 @@ from qwen3_tts_client import (
     ServerUnavailable,
     SpeechClient,
     SpeechError,
+    UnknownVoice,
 )
 
 
@@ -234,7 +235,7 @@ def test_a_dead_port_is_an_error_that_names_the_url(dead_url):
     ("code", "message", "kind"),
     [
         (StatusCode.INVALID_ARGUMENT, "top_k=-1 is out of range", InvalidRequest),
-        (StatusCode.NOT_FOUND, "no voice named 'grandpa'", InvalidRequest),
+        (StatusCode.NOT_FOUND, "no voice named 'grandpa'", UnknownVoice),
         (StatusCode.NOT_FOUND, "Request for unknown model: 'x' is not found", ServerUnavailable),
         (
             StatusCode.UNAVAILABLE,

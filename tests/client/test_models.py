@@ -42,7 +42,7 @@ async def test_a_reload_never_holds_two_copies(meeting):
         assert server.most_copies == 1
 
 
-async def test_another_checkpoint_goes_into_the_same_configuration(meeting):
+async def test_another_checkpoint_goes_beside_the_configured_one(meeting):
     async with meeting() as (server, tts):
         await tts.models.load(BASE, checkpoint="Qwen/Qwen3-TTS-12Hz-0.6B-Base")
         assert server.history == [f"unload {BASE}", f"load {BASE}"]
@@ -52,7 +52,8 @@ async def test_another_checkpoint_goes_into_the_same_configuration(meeting):
     assert config["max_batch_size"] == 16
     assert config["model_transaction_policy"] == {"decoupled": True}
     assert config["parameters"] == {
-        "checkpoint": {"string_value": "Qwen/Qwen3-TTS-12Hz-0.6B-Base"},
+        "checkpoint": {"string_value": "../../checkpoints/tiny"},
+        "loaded_checkpoint": {"string_value": "Qwen/Qwen3-TTS-12Hz-0.6B-Base"},
         "slots": {"string_value": "16"},
     }
 

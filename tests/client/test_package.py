@@ -12,13 +12,16 @@ def test_the_exported_names_are_these():
         "AsyncSpeechClient",
         "AsyncSpeechStream",
         "Audio",
+        "BuiltIn",
         "Cancelled",
         "ClonedVoice",
         "DesignedVoice",
         "EngineFailed",
+        "FoundVoice",
         "InvalidRequest",
         "ModelState",
         "Overloaded",
+        "Saved",
         "SavedVoice",
         "ServerInfo",
         "ServerUnavailable",
@@ -27,7 +30,10 @@ def test_the_exported_names_are_these():
         "SpeechError",
         "SpeechOptions",
         "SpeechStream",
+        "UnknownVoice",
         "Voice",
+        "VoicePrompt",
+        "model_of",
     ]
     assert all(hasattr(qwen3_tts_client, name) for name in qwen3_tts_client.__all__)
 

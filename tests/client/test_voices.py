@@ -13,14 +13,17 @@ from grpc import StatusCode
 from fakes.triton_server import MODEL_INPUTS, PATIENCE_S, RefusalError, Shelf, answered, hears, says, triton
 from qwen3_tts_client import (
     AsyncSpeechClient,
+    BuiltIn,
     Cancelled,
     ClonedVoice,
     DesignedVoice,
     EngineFailed,
     InvalidRequest,
+    Saved,
     SavedVoice,
     Speaker,
     SpeechClient,
+    model_of,
 )
 from qwen3_tts_client.finding import VoiceFinder
 
@@ -214,6 +217,33 @@ async def test_an_x_vector_is_saved_as_one(meeting):
         await tts.voices.save("grandpa", TIMBRE)
         assert server.questions[-1].inputs.keys() == {"operation", "name", "speaker_embedding"}
         assert (await tts.voices.describe("grandpa")).x_vector_only
+
+
+async def test_a_prompt_that_is_there_already_is_saved_without_listening_again(meeting):
+    async with meeting() as (server, tts):
+        prompt = await tts.find(GRANDPA)
+        await tts.voices.save("grandpa", prompt)
+        assert len(recordings(server)) == 1
+        assert (await tts.voices.describe("grandpa")).ref_text == GRANDPA.transcript
+
+
+@pytest.mark.parametrize(
+    ("voice", "found", "model"),
+    [
+        ("Ryan", BuiltIn("Ryan"), "qwen3_tts_custom_voice"),
+        ("grandpa", Saved("grandpa"), "qwen3_tts_base"),
+        (DesignedVoice("an old man"), DesignedVoice("an old man"), "qwen3_tts_voice_design"),
+        (None, None, "qwen3_tts_custom_voice"),
+    ],
+    ids=["speaker", "saved", "designed", "none"],
+)
+async def test_what_was_found_speaks_without_being_looked_for_again(meeting, voice, found, model):
+    async with meeting() as (server, tts):
+        assert await tts.find(voice) == found
+        num_questions = len(server.questions)
+        await tts.synthesize("Hi.", found)
+        assert model_of(found) == server.calls[0].request.model_name == model
+        assert len(server.questions) == num_questions
 
 
 async def test_a_voice_that_is_not_there_is_named(meeting):

@@ -5,7 +5,13 @@ from dataclasses import MISSING, fields
 
 import pytest
 
-from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, VARIABLES, BaseConfig, EngineConfig
+from qwen3_tts_engine.config import (
+    CHECKPOINT_VARIABLES,
+    VARIABLES,
+    BaseConfig,
+    CheckpointConfig,
+    EngineConfig,
+)
 from qwen3_tts_engine.errors import ConfigError
 from qwen3_tts_engine.model.checkpoint import resolve
 from qwen3_tts_engine.model.config import (
@@ -81,6 +87,15 @@ def test_the_environment_wins_over_parameters(task):
     assert given.overridden_by(environment, task) == EngineConfig(
         "there", "a/tokenizer", "cuda:1", "float32", flash_attention=True, slots=4
     )
+
+
+@pytest.mark.parametrize("kind", [EngineConfig, BaseConfig, CheckpointConfig])
+@pytest.mark.parametrize("task", CHECKPOINT_VARIABLES)
+def test_an_explicit_load_wins_over_parameters_and_the_environment(kind, task):
+    environment = {CHECKPOINT_VARIABLES[task]: "there", "CUDA_DEVICE": "cuda:1"}
+    assert kind.read(HERE, environment, task) == kind("there", device="cuda:1")
+    loaded = HERE | {"loaded_checkpoint": "yonder"}
+    assert kind.read(loaded, environment, task) == kind("yonder", device="cuda:1")
 
 
 def test_a_variable_that_is_empty_or_anothers_changes_nothing():

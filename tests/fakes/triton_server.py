@@ -28,6 +28,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 SAMPLES_PER_FRAME = 1920
 PATIENCE_S = 10.0  # a script that waits longer than this has found a bug
+MOST_CALLS = 128  # at once; each holds a thread
 
 Response = service_pb2.ModelStreamInferResponse
 Script = Callable[["Call"], Iterator[Response]]
@@ -317,7 +318,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.most_copies = 2
         if name in self.broken:
             self.reasons[name] = self.broken[name]
-            context.abort(grpc.StatusCode.INTERNAL, f"load failed for model '{name}': {self.broken[name]}")
+            reason = f"load failed for model '{name}': {self.broken[name]}"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         self.configs[name] = request.parameters["config"].string_param
         self.models = [*self.models, name]
         self.reasons.pop(name, None)
@@ -386,15 +388,17 @@ def answered(outputs: dict[str, Any]) -> service_pb2.ModelInferResponse:
 def triton(
     script: Script, *, credentials: grpc.ServerCredentials | None = None, **facts
 ) -> Iterator[FakeTriton]:
-    """A server on a free port, gone when the block is left."""
+    """A server on a free port, or on `port`, gone when the block is left."""
     fake = FakeTriton(script, **facts)
-    with ThreadPoolExecutor(32) as pool:
-        server = grpc.server(pool, options=[("grpc.max_send_message_length", -1)])
+    with ThreadPoolExecutor(MOST_CALLS) as pool:
+        server = grpc.server(
+            pool, options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
         if credentials is None:
-            fake.port = server.add_insecure_port("localhost:0")
+            fake.port = server.add_insecure_port(fake.url)
         else:
-            fake.port = server.add_secure_port("localhost:0", credentials)
+            fake.port = server.add_secure_port(fake.url, credentials)
         server.start()
         try:
             yield fake

@@ -576,6 +576,14 @@ def test_the_environment_names_another_checkpoint(load_model, tiny_checkpoints, 
     assert model.model.engine.speech_config.tts_model_size == "0b6"
 
 
+def test_an_explicit_load_names_another_checkpoint_than_the_environment(
+    load_model, tiny_checkpoints, monkeypatch
+):
+    monkeypatch.setenv("QWEN_TTS_CUSTOM_VOICE_MODEL", "./nowhere")
+    model = load_model(loaded_checkpoint=str(tiny_checkpoints / "custom_voice_0b6"))
+    assert model.model.engine.speech_config.tts_model_size == "0b6"
+
+
 @pytest.mark.parametrize("limit", [{"max_frames": "8"}, {"max_text_tokens": "8"}])
 def test_a_model_loads_whatever_its_limits(load_model, limit):
     load_model(**limit)

@@ -35,7 +35,8 @@ def toy_repository(tmp_path: Path) -> Callable[..., Path]:
 
     def make(*names: str) -> Path:
         for name in names:
-            shutil.copytree(TOY_MODELS / name, tmp_path / "models" / name)
+            fresh = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(TOY_MODELS / name, tmp_path / "models" / name, ignore=fresh)
         return tmp_path / "models"
 
     return make

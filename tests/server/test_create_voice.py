@@ -26,6 +26,8 @@ from qwen3_tts_engine.launcher import Server
 from qwen3_tts_engine.request import FRAME_SAMPLES, VoicePrompt
 from qwen3_tts_engine.voice_encoder import Recording, VoiceEncoder
 from real_server import ROOT, clean_server, on_free_ports
+from recordings import humming, written
+from upstream_oracle import Upstream
 
 pytestmark = pytest.mark.triton
 
@@ -211,6 +213,37 @@ def test_two_rows_are_refused(server, model):
     ):
         client.infer(model, [given])
     assert refusal.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+# --- the same voice as upstream's -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upstream(tiny_checkpoints: Path) -> Upstream:
+    return Upstream(tiny_checkpoints / "base")
+
+
+@pytest.mark.parametrize(
+    "reference", [{"ref_text": TRANSCRIPT}, {"x_vector_only": True}], ids=lambda given: next(iter(given))
+)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [16_000, 24_000, 44_100])
+def test_a_file_becomes_the_voice_that_upstream_makes_of_it(
+    infer, upstream, tmp_path, rate, channels, reference
+):
+    file = tmp_path / "recording.wav"
+    file.write_bytes(written(humming(2.3, rate, channels), rate))
+    theirs = upstream.voice_in(file, **reference)
+    inputs = {
+        name: [value.encode() if isinstance(value, str) else value] for name, value in reference.items()
+    }
+    ours = infer("create_voice", ref_audio=[file.read_bytes()], **inputs)
+    num_frames = 0 if theirs.ref_codes is None else 29
+    assert ours.ref_codes.shape == (num_frames, 16)
+    if num_frames:
+        np.testing.assert_array_equal(ours.ref_codes, theirs.ref_codes)
+    # The same float32 arithmetic, but for the order of its sums, which the number of threads decides.
+    np.testing.assert_allclose(ours.speaker_embedding, theirs.speaker_embedding, rtol=0, atol=1e-5)
 
 
 # --- cloning in one request -------------------------------------------------------------------------------

@@ -49,6 +49,17 @@ def test_model_processes_use_this_interpreter_and_the_given_environment(
     assert echo(server, "$PATH").startswith(str(Path(sys.executable).parent))
 
 
+def test_a_relative_voice_store_is_the_same_to_every_model(
+    start_server: StartServer, toy_repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = start_server(
+        model_repository=toy_repository("echo"),
+        environment={"VOICE_STORE": "voices"},
+    )
+    assert echo(server, "$VOICE_STORE") == str(tmp_path / "voices")
+
+
 def test_a_body_in_a_million_chunks_does_not_end_the_server(
     start_server: StartServer, toy_repository: Repository
 ) -> None:
@@ -168,6 +179,15 @@ def test_without_preloading_a_server_starts_empty_and_loads_on_request(
         assert {model.get("state") for model in post(server, "/v2/repository/index", {})} == {None}
         post(server, "/v2/repository/models/echo/load", {})
         assert echo(server, "hello") == "hello"
+
+
+def test_an_ensemble_that_comes_later_does_not_load_its_parts_again(
+    start_server: StartServer, toy_repository: Repository
+) -> None:
+    server = start_server(model_repository=toy_repository("echo", "relay"), preload_models=False)
+    for model in ("echo", "relay"):
+        post(server, f"/v2/repository/models/{model}/load", {})
+    assert server.log_path.read_text().count('"loading: echo:1"') == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -18,7 +19,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from callers import PATIENCE_S, grpc_address
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launcher import LaunchConfig, Server
 from real_server import ROOT, clean_server, on_free_ports
 
 pytestmark = pytest.mark.triton
@@ -27,52 +28,63 @@ WORDS = "This is what I sound like."
 HIDDEN_SIZE = 64  # of the tiny checkpoints
 
 
+class TwoServers:
+    """Two servers with one store; the first can speak, the second only keeps voices."""
+
+    MODELS = (("voices", "qwen3_tts_base"), ("voices",))
+
+    def __init__(self, directory: Path, checkpoints: Path) -> None:
+        self._directory = directory
+        self._environment = {
+            "VOICE_STORE": f"file://{directory}/store",
+            "QWEN_TTS_CUSTOM_VOICE_MODEL": str(checkpoints / "custom_voice"),
+            "QWEN_TTS_BASE_MODEL": str(checkpoints / "base"),
+        }
+        self._running = ExitStack()
+        self.servers: list[Server] = []
+        for i, models in enumerate(self.MODELS):
+            for model in models:
+                shutil.copytree(ROOT / "model_repository" / model, directory / str(i) / model)
+
+    def start(self) -> None:
+        self.servers = [self._running.enter_context(clean_server(self._config(i))) for i in range(2)]
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def _config(self, i: int) -> LaunchConfig:
+        log_path = self._directory / f"{i}.log"
+        return on_free_ports(self._environment, model_repository=self._directory / str(i), log_path=log_path)
+
+
 @pytest.fixture(scope="module")
-def two_servers(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    """Two servers with one store; the first can speak."""
-    directory = tmp_path_factory.mktemp("voices")
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(clean_server(config(directory, tiny_checkpoints, *models)))
-            for models in (("voices", "qwen3_tts_base"), ("voices",))
-        ]
-
-
-def config(directory: Path, checkpoints: Path, *models: str) -> Any:
-    own = directory / "-".join(models)
-    for model in models:
-        shutil.copytree(ROOT / "model_repository" / model, own / model)
-    environment = {
-        "VOICE_STORE": f"file://{directory}/store",
-        "QWEN_TTS_CUSTOM_VOICE_MODEL": str(checkpoints / "custom_voice"),
-        "QWEN_TTS_BASE_MODEL": str(checkpoints / "base"),
-    }
-    return on_free_ports(environment, model_repository=own, log_path=own.with_suffix(".log"))
+def two_servers(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoServers]:
+    two = TwoServers(tmp_path_factory.mktemp("voices"), tiny_checkpoints)
+    try:
+        two.start()
+        yield two
+    finally:
+        two.stop()
 
 
 @pytest.fixture
-def server(two_servers: list[Server]) -> Server:
-    return two_servers[0]
+def server(two_servers: TwoServers) -> Server:
+    return two_servers.servers[0]
 
 
 @pytest.fixture
-def voices(two_servers: list[Server]) -> Iterator[list[Callable[..., triton.InferResult]]]:
+def voices(two_servers: TwoServers) -> list[Callable[..., triton.InferResult]]:
     """`voices[0]("save", name=…)`: what each server's model answers. Nothing is saved at first."""
-    with ExitStack() as stack:
-        addresses = [grpc_address(server) for server in two_servers]
-        clients = [stack.enter_context(triton.InferenceServerClient(address)) for address in addresses]
+    askers = [partial(ask, server) for server in two_servers.servers]
+    for voice in answer(askers[0]("list"))["voices"]:
+        askers[0]("delete", name=voice["name"])
+    return askers
 
-        def asking(client: triton.InferenceServerClient) -> Callable[..., triton.InferResult]:
-            def ask(operation: str, **inputs: Any) -> triton.InferResult:
-                given = {"operation": operation, **inputs}
-                return client.infer("voices", [tensor(name, value) for name, value in given.items()])
 
-            return ask
-
-        askers = [asking(client) for client in clients]
-        for voice in answer(askers[0]("list"))["voices"]:
-            askers[0]("delete", name=voice["name"])
-        yield askers
+def ask(server: Server, operation: str, **inputs: Any) -> triton.InferResult:
+    given = {"operation": operation, **inputs}
+    with triton.InferenceServerClient(grpc_address(server)) as client:
+        return client.infer("voices", [tensor(name, value) for name, value in given.items()])
 
 
 def tensor(name: str, value: Any) -> triton.InferInput:
@@ -94,28 +106,29 @@ def recording(seed: int, num_frames: int = 12) -> dict[str, Any]:
     }
 
 
+def spoken(server: Server, **voice: Any) -> NDArray[np.float32]:
+    """A short utterance, always of the same seed."""
+    inputs = {
+        "text": "Good morning.",
+        "seed": np.array([5]),
+        "max_frames": np.array([6], np.int32),
+        "stream": np.array([False]),
+        **voice,
+    }
+    arrivals: list[Any] = []
+    with triton.InferenceServerClient(grpc_address(server)) as client:
+        client.start_stream(lambda result, error: arrivals.append(error or result))
+        client.async_stream_infer("qwen3_tts_base", [tensor(n, v) for n, v in inputs.items()])
+        client.stop_stream()
+    if isinstance(arrivals[0], InferenceServerException):
+        raise arrivals[0]
+    return arrivals[0].as_numpy("audio")[0]
+
+
 @pytest.fixture
 def speak(server: Server) -> Callable[..., NDArray[np.float32]]:
-    """`speak(voice="grandpa")`: a short utterance, always of the same seed."""
-
-    def ask(**voice: Any) -> NDArray[np.float32]:
-        inputs = {
-            "text": "Good morning.",
-            "seed": np.array([5]),
-            "max_frames": np.array([6], np.int32),
-            "stream": np.array([False]),
-            **voice,
-        }
-        arrivals: list[Any] = []
-        with triton.InferenceServerClient(grpc_address(server)) as client:
-            client.start_stream(lambda result, error: arrivals.append(error or result))
-            client.async_stream_infer("qwen3_tts_base", [tensor(n, v) for n, v in inputs.items()])
-            client.stop_stream()
-        if isinstance(arrivals[0], InferenceServerException):
-            raise arrivals[0]
-        return arrivals[0].as_numpy("audio")[0]
-
-    return ask
+    """`speak(voice="grandpa")`: what the first server says."""
+    return partial(spoken, server)
 
 
 def test_a_voice_saved_at_one_server_is_known_to_the_other(voices):
@@ -155,6 +168,17 @@ def test_a_mix_sounds_like_the_mean_of_the_embeddings(voices, speak):
     a, b = (recording(seed)["speaker_embedding"].astype(np.float64) for seed in (1, 2))
     mean = np.average([a, b], axis=0, weights=[2, 1]).astype(np.float32)
     np.testing.assert_array_equal(speak(voice="a(2)+b(1)"), speak(speaker_embedding=mean))
+
+
+def test_a_voice_outlives_both_servers_and_sounds_as_it_did(two_servers, voices, speak):
+    _, there = voices
+    there("save", name="grandpa", **recording(1))
+    before = speak(voice="grandpa")
+    two_servers.stop()
+    two_servers.start()
+    here, there = two_servers.servers
+    np.testing.assert_array_equal(spoken(here, voice="grandpa"), before)
+    assert answer(ask(there, "describe", name="grandpa"))["ref_text"] == WORDS
 
 
 REFUSED = {

@@ -279,6 +279,14 @@ def test_a_checkpoint_without_configuration_is_refused(host, tmp_path):
         host(checkpoint=str(tmp_path))
 
 
+def test_an_explicit_load_wins_over_the_file_and_the_environment():
+    given = {"checkpoint": "a", "base_checkpoint": "b", "voice_store": "c"}
+    environment = {"QWEN_TTS_CUSTOM_VOICE_MODEL": "there"}
+    assert VoicesConfig.read(given, environment) == VoicesConfig("there", "b", "c")
+    loaded = given | {"loaded_checkpoint": "yonder"}
+    assert VoicesConfig.read(loaded, environment) == VoicesConfig("yonder", "b", "c")
+
+
 def test_a_parameter_that_is_missing_is_named():
     with pytest.raises(ConfigError, match="parameter voice_store is missing"):
         VoicesConfig.read({"checkpoint": "a", "base_checkpoint": "b"}, {})

@@ -43,7 +43,7 @@ def read_config(kind: type[C], args: Mapping[str, str], task: str) -> C:
         ConfigError: for unknown or impossible values, or CUDA_DEVICE with several instances.
     """
     model_config = json.loads(args["model_config"])
-    config = kind.from_parameters(parameters(model_config)).overridden_by(os.environ, task)
+    config = kind.read(parameters(model_config), os.environ, task)
     if config.device != "auto" and _num_instances(model_config) > 1:
         raise ConfigError(
             "CUDA_DEVICE names one device and instance_group asks for several instances; unset one"

@@ -178,9 +178,10 @@ class RequestReader:
         name, embedding, codes, text = (
             given.pop(key, None) for key in ("voice", "speaker_embedding", "ref_codes", "ref_text")
         )
-        if name is not None and embedding is not None:
-            raise InvalidRequest("voice and speaker_embedding are both given; they name two voices")
         if name is not None:
+            for other, value in (("speaker_embedding", embedding), ("ref_codes", codes)):
+                if value is not None:
+                    raise InvalidRequest(f"voice and {other} are both given; they name two voices")
             assert self._find_voice is not None, "only a model with saved voices has the input"
             return self._find_voice(name)
         if embedding is None:

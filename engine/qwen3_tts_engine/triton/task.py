@@ -45,5 +45,5 @@ def _refuse_contradictions(task: str, of_base: list[str], given: Collection[str]
         raise InvalidRequest(f"speaker is given and task is {task}; only custom_voice has built-in speakers")
     if task == "base" and "instruct" in given:
         raise InvalidRequest("instruct is given and task is base; a recorded voice takes no instruction")
-    if len([name for name in of_base if name in ("ref_audio", "voice", "speaker_embedding")]) > 1:
+    if len(of_base) > 1 and of_base != ["speaker_embedding", "ref_codes"]:
         raise InvalidRequest(f"{' and '.join(of_base)} are given; they name more than one voice")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, typed
+from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, LOADED_CHECKPOINT, typed
 from qwen3_tts_engine.errors import ConfigError, InvalidRequest
 from qwen3_tts_engine.model.checkpoint import resolve
 from qwen3_tts_engine.model.config import SpeechConfig, read_speech_config
@@ -49,7 +49,7 @@ class VoicesConfig:
 
     @classmethod
     def read(cls, given: Mapping[str, str], environment: Mapping[str, str]) -> VoicesConfig:
-        """config.pbtxt's `parameters`, and the variables that are set and not empty, which win.
+        """In rising rank: config.pbtxt's `parameters`, variables set and not empty, an explicit load.
 
         Raises:
             ConfigError: for a parameter that means nothing here, or one that is missing.
@@ -58,6 +58,8 @@ class VoicesConfig:
         own |= {
             name: environment[variable] for variable, name in VARIABLES.items() if environment.get(variable)
         }
+        if loaded := own.pop(LOADED_CHECKPOINT, None):
+            own["checkpoint"] = loaded
         if missing := [name for name in VARIABLES.values() if not own.get(name)]:
             raise ConfigError(f"the parameter {missing[0]} is missing")
         return cls(**{name: typed(cls, name, text) for name, text in own.items()})

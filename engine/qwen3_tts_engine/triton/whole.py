@@ -36,6 +36,8 @@ CODES = {
     "the voice store": "INTERNAL",
     "the engine failed": "INTERNAL",
     "the request could not be": "INTERNAL",
+    "ref_audio could not be decoded": "INTERNAL",
+    "the decoding process": "INTERNAL",
 }
 
 

@@ -1,0 +1,36 @@
+"""The real tritonserver with some models of the repository, for a benchmark of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
+from report import ROOT
+
+
+@contextmanager
+def serving(models: Sequence[str], environment: Mapping[str, str], log: str) -> Iterator[Server]:
+    """A server on free ports that has loaded these models and no others; it ends with the block.
+
+    Args:
+        models: names in the repository; of an ensemble, name the parts as well.
+        environment: over this process's own, such as which checkpoints to serve.
+        log: the name of the server's log among `.server/logs/`.
+    """
+    http_port, grpc_port, metrics_port = free_ports()
+    config = LaunchConfig(
+        model_repository=ROOT / "model_repository",
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        preload_models=False,
+        extra_args=tuple(f"--load-model={model}" for model in models),
+        idle_grace_s=2,
+        server_dir=ROOT / ".server",
+        log_path=ROOT / ".server/logs" / log,
+        environment={**os.environ, **environment},
+    )
+    with running_server(config) as server:
+        yield server
