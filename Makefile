@@ -34,7 +34,8 @@ check: $(VENV)/.installed ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-serve: serve-triton ## the whole system, until Ctrl-C
+serve: setup ## Triton on 8000, 8001 and 8002 and the gateway on 8080, until Ctrl-C
+	@exec $(BIN)/python -m qwen3_tts_engine.system $(ARGS)
 
 serve-triton: setup ## Triton alone on 8000, 8001 and 8002, until Ctrl-C
 	@exec $(BIN)/python -m qwen3_tts_engine.launcher $(ARGS)

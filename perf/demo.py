@@ -1,8 +1,8 @@
-"""One utterance per task through the real server: how soon it speaks, and how fast.
+"""One utterance per task through the real server, one through the gateway: how soon, and how fast.
 
-    make demo            # writes out/<task>.wav
+    make demo            # writes out/<task>.wav and out/gateway.mp3
 
-Starts a server of its own on free ports. Without QWEN_TTS_…_MODEL it speaks with the tiny checkpoints, whose
+Starts servers of its own on free ports. Without QWEN_TTS_…_MODEL it speaks with the tiny checkpoints, whose
 weights are random: they babble, at the speed of a tiny model.
 """
 
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 from qwen3_tts_client import Audio, ClonedVoice, DesignedVoice, SpeechClient, SpeechStream
 from qwen3_tts_engine.launcher import LaunchConfig, environment_with, free_ports, running_server
+from qwen3_tts_engine.system import gateway_address, running_gateway
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "model_repository"
@@ -46,13 +48,16 @@ class Spoken:
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
-    with running_server(server_config()) as server, SpeechClient(f"127.0.0.1:{server.grpc_port}") as tts:
-        for task in served_tasks():
+    config = server_config()
+    with running_server(config) as server, SpeechClient(f"127.0.0.1:{server.grpc_port}") as tts:
+        for task in TASKS:
             report(task, speak(tts, task))
+        with running_gateway(config):
+            report_gateway(config)
 
 
 def server_config() -> LaunchConfig:
-    http_port, grpc_port, metrics_port = free_ports()
+    http_port, grpc_port, metrics_port, gateway_port = free_ports(4)
     return LaunchConfig(
         model_repository=MODELS,
         http_port=http_port,
@@ -60,12 +65,13 @@ def server_config() -> LaunchConfig:
         metrics_port=metrics_port,
         server_dir=ROOT / ".server",
         log_path=ROOT / ".server/logs/demo.log",
-        environment=environment_with(ROOT / ".env"),
+        environment={
+            "LOG_LEVEL": "ERROR",
+            **environment_with(ROOT / ".env"),
+            "HOST": "127.0.0.1",
+            "PORT": str(gateway_port),
+        },
     )
-
-
-def served_tasks() -> list[str]:
-    return [task for task in TASKS if (MODELS / f"qwen3_tts_{task}").is_dir()]
 
 
 def speak(tts: SpeechClient, task: str) -> Spoken:
@@ -83,6 +89,27 @@ def report(task: str, spoken: Spoken) -> None:
         f"{task:13} {path.relative_to(ROOT)}: {spoken.audio.duration_s:.1f} s of speech,"
         f" first audio after {1000 * spoken.time_to_first_audio_s:.0f} ms,"
         f" real-time factor {spoken.real_time_factor:.2f}"
+    )
+
+
+def report_gateway(config: LaunchConfig) -> None:
+    """As an application in OpenAI's shape hears it: MP3, from the first bytes on."""
+    host, port = gateway_address(config)
+    body = {"model": "qwen3-tts", "input": TEXT, "voice": "alloy", "seed": SEED}
+    path = OUT / "gateway.mp3"
+    started_at = time.perf_counter()
+    first_byte_s = None
+    with (
+        path.open("wb") as file,
+        httpx.stream("POST", f"http://{host}:{port}/v1/audio/speech", json=body, timeout=60) as answer,
+    ):
+        answer.raise_for_status()
+        for piece in answer.iter_raw():
+            first_byte_s = first_byte_s or time.perf_counter() - started_at
+            file.write(piece)
+    print(
+        f"{'gateway':13} {path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB of MP3,"
+        f" first bytes after {1000 * (first_byte_s or 0):.0f} ms"
     )
 
 

@@ -8,14 +8,17 @@ perf/README.md tells how it measures; the report goes to perf/results/.
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import tritonclient.grpc as over_grpc
 import tritonclient.http as over_http
@@ -23,7 +26,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from checkpoints import build_endless
 from qwen3_tts_client import Audio, ClonedVoice, SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launcher import Server, free_ports
+from qwen3_tts_engine.system import running_gateway
 from report import MachineMeter, Provenance, Report, Spread, device_kind, progress, table
 from serving import serving
 
@@ -31,7 +35,13 @@ SHAPE = "tiny"
 EMBEDDING_SIZE = 64  # of its voices
 TASKS = ("custom_voice", "base")
 VOICE_MAKERS = ("reference_audio", "voice_encoder", "create_voice")
-MODELS = (*(f"qwen3_tts_{task}" for task in TASKS), *VOICE_MAKERS, "qwen3_tts_voice_clone", "qwen3_tts")
+MODELS = (
+    *(f"qwen3_tts_{task}" for task in TASKS),
+    *VOICE_MAKERS,
+    "qwen3_tts_voice_clone",
+    "qwen3_tts",
+    "voices",
+)
 TEXT = "Good morning. The first words are on their way while the last ones are still being made."
 TRANSCRIPT = "What I say in it."
 NUM_FRAMES = 39  # of 80 ms: the chunks of 1, 2, 4, 8, 12 and 12
@@ -55,9 +65,10 @@ has its turn; in every other round the ways of a table come in the opposite orde
 of the other. Recordings are PCM WAV files of {recording_s:g} s and references of {reference_s:g} s are
 random codes; each is made up for one voice of one round, so that nobody has kept anything of it yet. Text
 and seed are always the same, and always the likeliest code is spoken. First audio is from sending the first
-request to receiving the first samples, the whole to receiving the last. Figures are medians over the rounds
-with the lowest and the highest in parentheses; "more" is the difference to the first line, taken within a
-round. Others are everybody but the client and the server it started.
+request to receiving the first samples, or bytes of sound, the whole to receiving the last. CPU is what the
+caller and the gateway used together for every second of audio. Figures are medians over the rounds with the
+lowest and the highest in parentheses; "more" is the difference to the first line, taken within a round.
+Others are everybody but the client and the server it started.
 """
 
 
@@ -67,6 +78,7 @@ class Heard:
 
     first_audio_s: float
     whole_s: float
+    cpu_per_audio_s: float = 0.0
 
     def after(self, preparation_s: float) -> Heard:
         return Heard(self.first_audio_s + preparation_s, self.whole_s + preparation_s)
@@ -100,8 +112,10 @@ class Cost:
     way: str
     first_audio_ms: Spread
     whole_ms: Spread
+    cpu_per_audio_ms: Spread
     first_audio_more_ms: Spread
     whole_more_ms: Spread
+    cpu_per_audio_more_ms: Spread
 
     @classmethod
     def of(cls, way: str, rounds: Sequence[Round]) -> Cost:
@@ -116,14 +130,19 @@ class Cost:
                 for played in rounds
             )
 
-        return cls(way, spread("first_audio_s"), spread("whole_s"), more("first_audio_s"), more("whole_s"))
+        measures = ("first_audio_s", "whole_s", "cpu_per_audio_s")
+        return cls(way, *map(spread, measures), *map(more, measures))
 
 
 def main() -> None:
     options = parse_options()
     meter = MachineMeter()
     checkpoints = {f"QWEN_TTS_{task.upper()}_MODEL": str(build_endless(SHAPE, task)) for task in TASKS}
-    with serving(MODELS, checkpoints, log="overheads.log") as server, closing(Caller(server)) as caller:
+    with (
+        serving(MODELS, checkpoints, log="overheads.log") as server,
+        gateway_of(server) as gateway,
+        closing(Caller(server, gateway)) as caller,
+    ):
         rounds = [play(caller, number) for number in numbers(options.rounds)][WARM_UP_ROUNDS:]
         provenance = Provenance.of(meter)  # while the server still runs: its time is not the others'
     report = write_up(rounds, provenance)
@@ -194,6 +213,18 @@ def remembering(caller: Caller, dice: np.random.Generator) -> dict[str, Way]:
     return {"a `ClonedVoice`'s first utterance": speak, "its second": speak}
 
 
+def through_the_gateway(caller: Caller, dice: np.random.Generator) -> dict[str, Way]:
+    ask = partial(caller.ask_gateway, voice="ryan", language="English")
+    ways: dict[str, Callable[[], Heard]] = {
+        "`SpeechClient`, float32": partial(caller.speak_with, "ryan", language="English"),
+        "the gateway, `pcm`": partial(ask, response_format="pcm"),
+        "the gateway, `pcm` in Server-Sent Events": partial(ask, response_format="pcm", stream_format="sse"),
+        "the gateway, `mp3`": partial(ask, response_format="mp3"),
+        "the gateway, `opus`": partial(ask, response_format="opus"),
+    }
+    return {name: partial(caller.with_cpu, way) for name, way in ways.items()}
+
+
 COMPARISONS = (
     Comparison(
         f"Cloning a recording of {RECORDING_S:g} s: the ensemble against two calls",
@@ -212,6 +243,11 @@ COMPARISONS = (
         remembering,
         measures=("first_audio",),
         is_sequel=True,
+    ),
+    Comparison(
+        "The gateway against the client",
+        through_the_gateway,
+        measures=("first_audio", "whole", "cpu_per_audio"),
     ),
 )
 
@@ -237,13 +273,39 @@ def long_reference(dice: np.random.Generator) -> dict[str, Any]:
     }
 
 
+# --- the gateway ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gateway:
+    url: str
+    pid: int
+
+
+@contextmanager
+def gateway_of(server: Server) -> Iterator[Gateway]:
+    """A gateway of its own in front of a server, on a free port."""
+    (port,) = free_ports(1)
+    environment = {**server.config.environment, "HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "ERROR"}
+    with running_gateway(replace(server.config, environment=environment)) as process:
+        yield Gateway(f"http://127.0.0.1:{port}", process.pid)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of all threads of a process that are alive, to the nanosecond."""
+    accounts = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(account.read_text().split()[0]) for account in accounts) / 1e9
+
+
 # --- the caller -------------------------------------------------------------------------------------------
 
 
 class Caller:
     """Asks a server in every way there is, and sees to it that no utterance is shorter than another."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._http = httpx.Client(base_url=gateway.url, timeout=PATIENCE_S)
         grpc_address = f"127.0.0.1:{server.grpc_port}"
         self._tts = SpeechClient(grpc_address, timeout_s=PATIENCE_S)
         self._clients = {
@@ -253,6 +315,7 @@ class Caller:
 
     def close(self) -> None:
         self._tts.close()
+        self._http.close()
         for client in self._clients.values():
             client.close()
 
@@ -281,11 +344,33 @@ class Caller:
         finally:
             client.stop_stream()
 
-    def speak_with(self, voice: ClonedVoice) -> Heard:
+    def ask_gateway(self, **fields: Any) -> Heard:
+        """By one request of OpenAI's kind."""
+        how = {name: value.item() for name, value in HOW.items() if name != "max_frames"}
+        body = {"input": TEXT, "max_new_tokens": NUM_FRAMES + 1, **how, **fields}
+        started_s = time.perf_counter()
+        first_audio_s = None
+        with self._http.stream("POST", "/v1/audio/speech", json=body) as answer:
+            answer.raise_for_status()
+            for _ in answer.iter_raw():
+                first_audio_s = first_audio_s or time.perf_counter() - started_s
+        whole_s = time.perf_counter() - started_s
+        return Heard(first_audio_s or whole_s, whole_s)
+
+    def with_cpu(self, way: Way) -> Heard:
+        """The same, and what it cost the caller and the gateway."""
+        before_s = self._cpu_s()
+        heard = way()
+        return replace(heard, cpu_per_audio_s=(self._cpu_s() - before_s) / (NUM_FRAMES / FRAMES_PER_S))
+
+    def _cpu_s(self) -> float:
+        return sum(map(cpu_s, (os.getpid(), self._gateway.pid)))
+
+    def speak_with(self, voice: str | ClonedVoice, language: str | None = None) -> Heard:
         """By the client library, which finds out first what the voice is."""
         how = {name: value.item() for name, value in HOW.items()}
         started_s = time.perf_counter()
-        with self._tts.stream(TEXT, voice, **how) as speech:
+        with self._tts.stream(TEXT, voice, language=language, **how) as speech:
             audio = speech.read()
             whole_s = time.perf_counter() - started_s
         expect_all(audio.num_frames)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway_server import GatewayServer, running_gateway, settings
 from qwen3_tts_engine.launcher import Server
 from real_server import ROOT, clean_server, on_free_ports
 
@@ -34,3 +35,10 @@ def server(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     with clean_server(config) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def real_gateway(server: Server) -> Iterator[GatewayServer]:
+    """An open gateway in front of that server."""
+    with running_gateway(settings(triton_grpc_port=server.grpc_port)) as running:
+        yield running

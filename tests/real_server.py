@@ -1,16 +1,23 @@
 """A real tritonserver for a test, and the proof that it left nothing behind."""
 
+from __future__ import annotations
+
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +75,57 @@ class Footprint:
             return os.getpgid(process.pid) == self.group and process.status() != psutil.STATUS_ZOMBIE
         except (ProcessLookupError, psutil.NoSuchProcess):
             return False
+
+
+class Launcher:
+    """The launcher as an operator runs it: a process, what it says, how it ends."""
+
+    module = "qwen3_tts_engine.launcher"
+
+    def __init__(self, repository: Path, directory: Path, *flags: str, **environment: str) -> None:
+        self.config = on_free_ports(log_path=directory / "tritonserver.log")
+        self._command = [
+            *(sys.executable, "-m", self.module),
+            *("--model-repository", str(repository), "--server-dir", str(self.config.server_dir)),
+            *("--log-path", str(self.config.log_path), "--exit-timeout-s", "60"),
+            *flags,
+        ]
+        ports = {name: str(port) for name, port in self.config.ports.items()}
+        self._environment = {**os.environ, **ports, **environment}
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stderr=subprocess.PIPE, text=True
+        )
+        self.read_until("ready: ")
+        self.footprint = Footprint(self.child("tritonserver").pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _ in range(2):  # the second cuts the drain short
+            self.process.terminate()
+        self.process.communicate()
+
+    def child(self, name: str) -> psutil.Process:
+        """The process that it started whose command line has this word."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if name in _command_line(child))
+
+    def read_until(self, words: str) -> str:
+        assert self.process.stderr is not None
+        said = ""
+        for line in self.process.stderr:
+            said += line
+            if words in line:
+                return said
+        raise AssertionError(f"the launcher never said {words!r}, but:\n{said}")
+
+    def terminate(self) -> None:
+        self.process.terminate()
+        self.read_until("draining")
+
+    def log(self) -> str:
+        return self.config.log_path.read_text()
 
 
 def _command_line(process: psutil.Process) -> str:

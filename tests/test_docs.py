@@ -12,16 +12,18 @@ from _pytest.mark import ParameterSet
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from gateway_server import GatewayServer
 from qwen3_tts_client import SpeechClient
 from qwen3_tts_engine.config import VARIABLES, BaseConfig
 from qwen3_tts_engine.launcher import Server
 from qwen3_tts_engine.metrics import FAMILIES
+from qwen3_tts_gateway.settings import Settings
 from recordings import humming, written
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "docs" / "protocol.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 MODELS = sorted(path.parent.name for path in ROOT.glob("model_repository/*/config.pbtxt"))
 # Their parameters are in `## Model parameters`; those of the others, in the model's own section.
 TALKERS = ("qwen3_tts_base", "qwen3_tts_custom_voice", "qwen3_tts_voice_design")
@@ -61,9 +63,9 @@ def every_sample(language: str) -> list[ParameterSet]:
     ]
 
 
-def here(sample: str, server: Server) -> str:
+def here(sample: str, server: Server, gateway: GatewayServer) -> str:
     """A sample says the usual ports; the test's servers have their own."""
-    ports = {"8000": server.http_port, "8001": server.grpc_port}
+    ports = {"8000": server.http_port, "8001": server.grpc_port, "8080": gateway.url.rpartition(":")[2]}
     for usual, port in ports.items():
         sample = sample.replace(f"localhost:{usual}", f"localhost:{port}")
     return sample
@@ -135,6 +137,11 @@ def test_every_environment_variable_is_in_the_example_file() -> None:
         assert re.search(rf"^#? ?{variable}=", example, flags=re.MULTILINE), variable
 
 
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_of_the_gateway_is_in_the_example_file(field: str) -> None:
+    assert re.search(rf"^#? ?{field.upper()}=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
+
+
 def test_every_figure_in_the_readme_names_a_result_file_that_exists() -> None:
     measured = README.split("## Measured")[1].split("\n## ")[0]
     results = re.findall(r"\]\((perf/results/[^)]+)\)", measured)
@@ -145,16 +152,16 @@ def test_every_figure_in_the_readme_names_a_result_file_that_exists() -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("sample", every_sample("python"))
-def test_python_samples_run(server: Server, sample: str, desk: Path) -> None:
-    (desk / "sample.py").write_text(here(sample, server))
+def test_python_samples_run(server: Server, real_gateway: GatewayServer, sample: str, desk: Path) -> None:
+    (desk / "sample.py").write_text(here(sample, server, real_gateway))
     subprocess.run([sys.executable, "sample.py"], cwd=desk, check=True, timeout=120)
     assert_plays(desk)
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("sample", every_sample("sh"))
-def test_shell_samples_run(server: Server, sample: str, desk: Path) -> None:
-    script = here(sample, server)
+def test_shell_samples_run(server: Server, real_gateway: GatewayServer, sample: str, desk: Path) -> None:
+    script = here(sample, server, real_gateway)
     script = re.sub(r"^(qwen3-tts \w+)", rf"\1 --url localhost:{server.grpc_port}", script, flags=re.M)
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(

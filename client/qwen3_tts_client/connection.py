@@ -1,7 +1,7 @@
 """How to reach a server and how to ask it: what the two clients share, whether or not they await."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 2),
+    # A server that is back is found within a second; by gRPC's defaults it can take two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
 FAREWELL_S = 1.0
@@ -54,7 +57,7 @@ class Connection:
         private_key: str | Path | None = None,
         certificate_chain: str | Path | None = None,
         api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Open nothing yet: the first request connects.
 
@@ -66,17 +69,23 @@ class Connection:
             private_key: this client's key, where the server asks for one (mutual TLS).
             certificate_chain: this client's certificate, likewise.
             api_key: key of Triton's restricted API, sent as `Bearer <key>`.
-            headers: further gRPC metadata for every request.
+            headers: further gRPC metadata for every request; a function is asked for each anew.
         """
         self.url = url
         self.timeout_s = timeout_s
         self._credentials = _credentials(ssl, root_certificates, private_key, certificate_chain)
-        self._metadata = _metadata(api_key, headers or {})
+        self._api_key = api_key
+        self._headers = headers
         self._open_streams: set[Any] = set()
         self._finder = VoiceFinder()
         self._lock = threading.Lock()
         self._channel: Any = None
         self._service: Any = None
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        headers = self._headers() if callable(self._headers) else self._headers
+        return _metadata(self._api_key, headers or {})
 
     @property
     def _stub(self) -> Any:

@@ -33,6 +33,7 @@ class SpeechOptions(TypedDict, total=False):
         non_streaming_mode: whether the prompt holds the whole text before the first frame.
         priority: place in Triton's queue, 1 first; needs `priority_levels` in the model's config.pbtxt.
         timeout_s: longest wait for the next chunk, in place of the client's own.
+        request_id: what Triton's log is to call the request; by default a new UUID.
     """
 
     instruct: str | None
@@ -50,6 +51,7 @@ class SpeechOptions(TypedDict, total=False):
     non_streaming_mode: bool | None
     priority: int | None
     timeout_s: float | None
+    request_id: str | None
 
 
 # Every tensor this client sends to the models that speak, [1, 1] but for the voice prompt's. `stream` and
@@ -118,15 +120,16 @@ def speech_request(
     language: str | None = None,
     priority: int | None = None,
     timeout_s: float | None = None,  # the caller's patience is no business of the server's
+    request_id: str | None = None,
     **inputs: Any,
 ) -> service_pb2.ModelInferRequest:
-    """One utterance under a new request id, not yet addressed: its voice will choose the model.
+    """One utterance, by default under a new request id, not yet addressed: its voice will choose the model.
 
     Raises:
         InvalidRequest: a value does not fit its tensor.
         TypeError: an option nobody knows.
     """
-    request = service_pb2.ModelInferRequest(id=str(uuid.uuid4()))
+    request = service_pb2.ModelInferRequest(id=request_id or str(uuid.uuid4()))
     for name, value in {"text": text, "language": language, **inputs}.items():
         _expect_option(name)
         if value is not None:

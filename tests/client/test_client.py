@@ -395,6 +395,11 @@ def test_the_api_key_and_headers_travel_as_metadata():
             tts.synthesize("Hi.")
         assert server.calls[0].metadata["x-tenant"] == "blue"
         assert server.calls[0].metadata["triton_grpc_error"] == "true"
+        tenants = iter(["red", "green"])
+        with SpeechClient(server.url, api_key="s3cr3t", headers=lambda: {"X-Tenant": next(tenants)}) as tts:
+            tts.synthesize("Hi.")
+            tts.synthesize("Hi.")
+        assert [call.metadata["x-tenant"] for call in server.calls[1:]] == ["red", "green"]
         with SpeechClient(server.url) as tts:
             for ask in (tts.server_info, lambda: tts.synthesize("Hi.")):
                 with pytest.raises(InvalidRequest, match="protocol is restricted"):

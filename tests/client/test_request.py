@@ -56,10 +56,10 @@ def test_every_input_is_one_the_model_knows(model):
 
 def test_every_option_is_an_input_or_the_callers_own():
     options = SpeechOptions.__annotations__.keys()
-    assert options - INPUTS.keys() == {"priority", "timeout_s"}
+    assert options - INPUTS.keys() == {"priority", "timeout_s", "request_id"}
     of_the_voice = {"speaker", "voice", "speaker_embedding", "ref_codes", "ref_text"}
     assert INPUTS.keys() - options == {"text", "language"} | of_the_voice
-    assert options == EVERY_OPTION.keys() | {"priority", "timeout_s"}
+    assert options == EVERY_OPTION.keys() | {"priority", "timeout_s", "request_id"}
 
 
 def test_only_what_is_given_is_sent():
@@ -102,6 +102,7 @@ def test_a_recording_is_sent_as_its_bytes():
 def test_a_request_has_an_id_asks_for_its_end_and_may_jump_the_queue():
     request = speech_request("Hi.", priority=1)
     assert uuid.UUID(request.id)
+    assert speech_request("Hi.", request_id="mine").id == "mine"
     assert request.parameters["priority"].uint64_param == 1
     assert request.parameters["triton_enable_empty_final_response"].bool_param
 

@@ -212,6 +212,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         models: those that are loaded.
         repository: those that could be, besides.
         broken: those that cannot, with the reason why.
+        parts: of ensembles, loaded along with them.
+        gates: what the loading of a model waits for.
         num_looks: how often a model that unloads is still there when somebody looks.
         history: loads and unloads, in order.
         most_copies: of a model that were ever held at once.
@@ -227,11 +229,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     api_key: str | None = None
     repository: Sequence[str] = ()
     broken: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Sequence[str]] = field(default_factory=dict)
+    gates: dict[str, threading.Event] = field(default_factory=dict)
     num_looks: int = 2
     history: list[str] = field(default_factory=list)
     most_copies: int = 1
     configs: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    loading: set[str] = field(default_factory=set)
     unloading: dict[str, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     questions: list[Call] = field(default_factory=list)
@@ -316,18 +321,24 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.history.append(f"load {name}")
         if name in self.models or name in self.unloading:
             self.most_copies = 2
+        if name in self.gates:
+            self.loading.add(name)
+            self.gates[name].wait(PATIENCE_S)
+            self.loading.discard(name)
         if name in self.broken:
             self.reasons[name] = self.broken[name]
             reason = f"load failed for model '{name}': {self.broken[name]}"
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         self.configs[name] = request.parameters["config"].string_param
-        self.models = [*self.models, name]
+        self.models = list(dict.fromkeys([*self.models, *self.parts.get(name, ()), name]))
         self.reasons.pop(name, None)
         return service_pb2.RepositoryModelLoadResponse()
 
     def _look_at(self, name: str) -> str:
         if name in self.models:
             return "READY"
+        if name in self.loading:
+            return "LOADING"
         if name not in self.unloading:
             return "UNAVAILABLE" if name in self.reasons else ""
         self.unloading[name] -= 1

@@ -20,7 +20,7 @@ from tritonclient import grpc as triton
 
 from qwen3_tts_engine.launcher import LaunchError, Server, running_server
 from qwen3_tts_engine.tritonserver import Installation
-from real_server import ROOT, Footprint, on_free_ports, wait_until
+from real_server import ROOT, Footprint, Launcher, on_free_ports, wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -205,51 +205,6 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
     )
     assert run.returncode == 1
     assert f"error: {name}={value}: " in run.stderr
-
-
-class Launcher:
-    """The launcher as an operator runs it: a process, what it says, how it ends."""
-
-    def __init__(self, repository: Path, directory: Path, *flags: str, **environment: str) -> None:
-        self.config = on_free_ports(log_path=directory / "tritonserver.log")
-        self._command = [
-            *(sys.executable, "-m", "qwen3_tts_engine.launcher"),
-            *("--model-repository", str(repository), "--server-dir", str(self.config.server_dir)),
-            *("--log-path", str(self.config.log_path), "--exit-timeout-s", "60"),
-            *flags,
-        ]
-        ports = {name: str(port) for name, port in self.config.ports.items()}
-        self._environment = {**os.environ, **ports, **environment}
-
-    def __enter__(self) -> "Launcher":
-        self.process = subprocess.Popen(
-            self._command, env=self._environment, stderr=subprocess.PIPE, text=True
-        )
-        self.read_until("ready: ")
-        [tritonserver] = psutil.Process(self.process.pid).children()
-        self.footprint = Footprint(tritonserver.pid)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for _ in range(2):  # the second cuts the drain short
-            self.process.terminate()
-        self.process.communicate()
-
-    def read_until(self, words: str) -> str:
-        assert self.process.stderr is not None
-        said = ""
-        for line in self.process.stderr:
-            said += line
-            if words in line:
-                return said
-        raise AssertionError(f"the launcher never said {words!r}, but:\n{said}")
-
-    def terminate(self) -> None:
-        self.process.terminate()
-        self.read_until("draining")
-
-    def log(self) -> str:
-        return self.config.log_path.read_text()
 
 
 def post(server: Any, path: str, body: Any) -> Any:

@@ -1,0 +1,126 @@
+"""Errors on the wire: OpenAI's envelope under `/v1`, the original API's `{"detail"}` everywhere else."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, Reply, reply_to
+
+log = logging.getLogger(__name__)
+
+_UNEXPECTED = Reply(500, "server_error", "internal_error")
+_CODES = {404: "not_found", 405: "method_not_allowed"}  # of what the framework refuses
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Give every error that can reach the top its answer."""
+    for kind in KNOWN_ERRORS:
+        app.add_exception_handler(kind, _answer_known)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
+
+
+class BugReporter:
+    """Answers what no handler knows, as the innermost of what stands around the routes.
+
+    Where Starlette itself would do so, outside of everything, no log and no metric would hear of it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, begin)
+        except Exception as error:
+            log.error("unexpected error", exc_info=error)
+            if not has_begun:  # else the answer stays without its end, as it is
+                await _bug(Request(scope))(scope, receive, send)
+
+
+def error_object(error: Exception) -> dict[str, Any]:
+    """A known error as OpenAI's clients read it, also within a stream that has begun."""
+    reply = reply_to(error)
+    return {
+        "message": told(error),
+        "type": reply.type,
+        "param": getattr(error, "param", None),
+        "code": reply.code,
+    }
+
+
+def told(error: Exception) -> str:
+    """What a caller is told of a known error; what is kept from them goes to the log."""
+    message = reply_to(error).message
+    if message is None:
+        return str(error)
+    log.warning("a request failed", extra={"reason": str(error)})
+    return message
+
+
+async def _answer_known(request: Request, error: Exception) -> Response:
+    reply = reply_to(error)
+    headers = {}
+    if reply.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(reply.retry_after_s)))
+    if reply.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    content = {"error": error_object(error)} if _is_openai(request) else {"detail": told(error)}
+    return JSONResponse(content, reply.status, headers)
+
+
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    """What FastAPI finds wrong with a body; the original API answers 422 with FastAPI's own list."""
+    assert isinstance(error, RequestValidationError)
+    problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
+    if not _is_openai(request):
+        return JSONResponse({"detail": jsonable_encoder(problems)}, 422)
+    first = problems[0]
+    param = ".".join(str(part) for part in first["loc"] if part != "body")
+    return await _answer_known(
+        request, InvalidInput(f"{param or 'body'}: {first['msg']}", param=param or None)
+    )
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself: no such route, no such method, a body that cannot be read."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, KNOWN_ERRORS):  # while FastAPI read the body, which it calls unreadable
+        return await _answer_known(request, error.__cause__)
+    content: dict[str, Any] = {"detail": error.detail}
+    if _is_openai(request):
+        code = _CODES.get(error.status_code, "invalid_value")
+        reply = Reply(error.status_code, "invalid_request_error", code)
+        content = {"error": {"message": error.detail, "type": reply.type, "param": None, "code": reply.code}}
+    return JSONResponse(content, error.status_code, error.headers)
+
+
+def _bug(request: Request) -> Response:
+    message = "something went wrong; the server's log knows what"
+    if not _is_openai(request):
+        return JSONResponse({"detail": message}, _UNEXPECTED.status)
+    content = {"message": message, "type": _UNEXPECTED.type, "param": None, "code": _UNEXPECTED.code}
+    return JSONResponse({"error": content}, _UNEXPECTED.status)
+
+
+def _is_openai(request: Request) -> bool:
+    return request.url.path.startswith("/v1/")

@@ -1,0 +1,74 @@
+"""The ASGI application: routes, what stands around them, how it begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from qwen3_tts_gateway.answering import BugReporter, answer_errors
+from qwen3_tts_gateway.attending import Attendance
+from qwen3_tts_gateway.body import BodyLimit
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.observing import Observer
+from qwen3_tts_gateway.routes import batch, conversation, openai, original, playground, service, voices
+from qwen3_tts_gateway.settings import Settings
+from qwen3_tts_gateway.tracing import Tracing
+
+ROUTERS = (
+    service.router,
+    playground.router,
+    original.router,
+    openai.router,
+    batch.router,
+    conversation.router,
+    voices.router,
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """A gateway that is not running yet.
+
+    Raises:
+        KeyFileError, ValueError: a setting asks for what cannot be; the message names it.
+    """
+    settings = settings or Settings()
+    gateway = Gateway.assemble(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
+            await stack.enter_async_context(gateway.running())
+            yield
+
+    app = FastAPI(
+        title="Qwen3-TTS",
+        version=version("qwen3-tts-inference-server"),
+        description="Speech from Qwen3-TTS: the original REST API, and OpenAI's.",
+        lifespan=lifespan,
+    )
+    app.state.gateway = gateway
+    answer_errors(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(BugReporter)
+    app.add_middleware(Attendance)
+    app.add_middleware(BodyLimit)
+    if settings.cors_origins:
+        # Keys travel in headers of the caller's own making; the browser's credentials are never asked for.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Observer)
+    tracing = Tracing.begin(app, settings.otlp_endpoint) if settings.otlp_endpoint else None
+    return app

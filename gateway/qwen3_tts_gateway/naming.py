@@ -1,0 +1,91 @@
+"""Whose voice a name means: built-in speakers, OpenAI's names for them, and what each key has saved.
+
+One voice store serves many keys. A key's voices are kept as `key-<owner>.<name>`; its callers see
+`<name>`. Voices without an owner, saved past the gateway or by an open one, are everybody's to speak with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from qwen3_tts_client import AsyncSpeechClient, FoundVoice, Saved, UnknownVoice
+from qwen3_tts_gateway.errors import InvalidInput, NotFound
+from qwen3_tts_gateway.keys import OWNER_LENGTH
+
+_OWNED = re.compile(rf"key-[0-9a-f]{{{OWNER_LENGTH}}}\.")
+_MIXED = re.compile(r"\s*([^+()]+?)\s*(\(\s*[0-9.]+\s*\))?\s*")
+PROMPT_PREFIX = "prompt-"
+"""Of the names that voice prompts of the original API are saved under; they are not listed."""
+
+
+def stored_name(owner: str, name: str) -> str:
+    """What a key's voice is called in the store.
+
+    Raises:
+        NotFound: the name is what the store calls somebody's voice; nobody speaks of voices that way.
+    """
+    if _OWNED.match(name):
+        raise NotFound(f"there is no voice named {name!r}", param="voice")
+    return f"key-{owner}.{name}" if owner else name
+
+
+def visible_name(owner: str, stored: str) -> str | None:
+    """What a key's caller knows a stored voice as; None if it is another key's, or a prompt."""
+    mine = f"key-{owner}."
+    name = stored.removeprefix(mine) if owner else stored
+    return None if _OWNED.match(name) or name.startswith(PROMPT_PREFIX) else name
+
+
+def check_new_name(name: str, aliases: Collection[str]) -> None:
+    """The voices model checks the rest: characters, length, built-in speakers.
+
+    Raises:
+        InvalidInput: the name means something else already.
+    """
+    if name.lower() in aliases:
+        raise InvalidInput(f"name is {name!r}, which is an alias of a built-in speaker", param="name")
+    if _OWNED.match(name) or name.startswith(PROMPT_PREFIX):
+        raise InvalidInput(f"name is {name!r}; names that begin this way are the gateway's own", param="name")
+
+
+class VoiceNames:
+    """Translates the names of callers into those that Triton knows."""
+
+    def __init__(self, tts: AsyncSpeechClient, aliases: Mapping[str, str]) -> None:
+        self._tts = tts
+        self.aliases = aliases
+
+    async def resolve(self, name: str, owner: str) -> FoundVoice:
+        """What to speak with: a speaker, a stored voice, or a mix of stored voices.
+
+        Raises:
+            NotFound: it can only be another key's.
+            SpeechError: Triton could not be asked.
+        """
+        name = self.aliases.get(name.lower(), name)
+        found = await self._tts.find(name)
+        if not isinstance(found, Saved):
+            return found
+        return Saved("+".join([await self._resolve_part(part, owner) for part in name.split("+")]))
+
+    async def _resolve_part(self, part: str, owner: str) -> str:
+        match = _MIXED.fullmatch(part)
+        if match is None:
+            # Never handed on as it is: Triton may read more kinds of mixes than this does.
+            raise InvalidInput(
+                f"voice is {part!r}; a voice is a name, or a mix such as a(2)+b(1)", param="voice"
+            )
+        name, weight = match.groups()
+        return await self.stored(name, owner) + (weight or "")
+
+    async def stored(self, name: str, owner: str) -> str:
+        """The stored voice that a key's caller means: the key's own, or else one that is nobody's."""
+        own = stored_name(owner, name)
+        if own == name:
+            return name
+        try:
+            await self._tts.voices.describe(own)
+        except UnknownVoice:
+            return name
+        return own

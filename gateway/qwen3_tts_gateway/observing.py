@@ -1,0 +1,167 @@
+"""What operators see: a request id on every answer, one log line and the metrics of every request.
+
+Neither texts nor recordings nor keys are logged; a key is known by its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import re
+import time
+import uuid
+from contextvars import ContextVar
+
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+disable_created_metrics()  # when each series began, which doubles their number
+
+REQUESTS = Counter(
+    "qwen3_tts_gateway_requests", "Requests answered; status 499: the caller hung up", ["route", "status"]
+)
+IN_FLIGHT = Gauge("qwen3_tts_gateway_requests_in_flight", "Requests being answered")
+FIRST_BYTE = Histogram(
+    "qwen3_tts_gateway_first_byte_seconds",
+    "From a request's arrival to the first byte of its answer's body",
+    ["route"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
+)
+DURATION = Histogram(
+    "qwen3_tts_gateway_request_seconds",
+    "From a request's arrival to the end of its answer",
+    ["route"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 660),
+)
+SENT = Counter("qwen3_tts_gateway_sent_bytes", "Bytes of answers' bodies", ["route"])
+
+_NO_ROUTE = "none"  # a label for each wrong path would be a label for each visitor
+_GONE = 499  # as nginx logs it
+_REQUEST_ID = re.compile(r"[\w.\-]{1,64}")
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that is being answered in this task."""
+
+
+class Observer:
+    """Stands around the whole application, the one place that sees every answer end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = Answer(scope, send)
+        token = request_id.set(answer.request_id)
+        try:
+            await self._app(scope, receive, answer.send)
+        finally:
+            answer.end()
+            request_id.reset(token)
+
+
+class Answer:
+    """One request's answer on its way out."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._scope = scope
+        self._send = send
+        self._began_s = time.perf_counter()
+        self._status = _GONE
+        self._num_bytes = 0
+        self._first_byte_s: float | None = None
+        self._is_complete = False
+        self._has_ended = False
+        IN_FLIGHT.inc()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+        elif message["type"] == "http.response.body":
+            self._count(message)
+        await self._send(message)
+        if self._is_complete:  # before the caller can ask for the numbers
+            self.end()
+
+    def end(self) -> None:
+        """Count and log it, once: as complete, or as far as it came."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        IN_FLIGHT.dec()
+        duration_s = time.perf_counter() - self._began_s
+        route = getattr(self._scope.get("route"), "path", _NO_ROUTE)
+        status = self._status if self._is_complete else _GONE
+        REQUESTS.labels(route, status).inc()
+        DURATION.labels(route).observe(duration_s)
+        SENT.labels(route).inc(self._num_bytes)
+        if self._first_byte_s is not None:
+            FIRST_BYTE.labels(route).observe(self._first_byte_s)
+        log.info(
+            "answered",
+            extra={
+                "method": self._scope["method"],
+                "route": route,
+                "status": status,
+                "key": self._scope.get("state", {}).get("key", ""),
+                "duration_ms": round(duration_s * 1e3, 1),
+                "first_byte_ms": self._first_byte_s and round(self._first_byte_s * 1e3, 1),
+                "sent_bytes": self._num_bytes,
+            },
+        )
+
+    def _count(self, message: Message) -> None:
+        body = message.get("body", b"")
+        if body and self._first_byte_s is None:
+            self._first_byte_s = time.perf_counter() - self._began_s
+        self._num_bytes += len(body)
+        self._is_complete = not message.get("more_body", False)
+
+
+class _RequestIdFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        if identity := request_id.get():
+            record.request_id = identity
+        return True
+
+
+def log_as_json(level: str) -> None:
+    """One JSON object on a line, to stderr, the libraries' messages among them."""
+    quiet = "ERROR" if level == "ERROR" else "WARNING"
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"request_id": {"()": _RequestIdFilter}},
+            "formatters": {
+                "json": {
+                    "()": "pythonjsonlogger.json.JsonFormatter",
+                    "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
+                    "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+                }
+            },
+            "handlers": {
+                "stderr": {
+                    "class": "logging.StreamHandler",
+                    "formatter": "json",
+                    "filters": ["request_id"],
+                }
+            },
+            # What a library tells at DEBUG, nobody here has looked through for texts and keys.
+            "root": {"level": "INFO" if level == "DEBUG" else level, "handlers": ["stderr"]},
+            "loggers": {
+                "qwen3_tts_gateway": {"level": level},
+                # At INFO both tell URLs with their queries; at DEBUG uvicorn tells what a WebSocket carries.
+                "httpx": {"level": quiet},
+                "uvicorn": {"level": quiet},
+            },
+        }
+    )

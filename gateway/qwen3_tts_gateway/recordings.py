@@ -1,0 +1,73 @@
+"""A voice as callers hand it over: a recording in base64, a `data:` URL or a URL of an allowed host; or an
+embedding.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from qwen3_tts_client import ClonedVoice, VoicePrompt
+from qwen3_tts_gateway.errors import InvalidInput, TooLarge
+from qwen3_tts_gateway.fetching import fetch_recording
+from qwen3_tts_gateway.settings import Settings
+
+MOST_BYTES = 10 << 20
+"""Of a recording, as Triton's `reference_audio` takes it."""
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+Embedding = Annotated[
+    list[Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX, allow_inf_nan=False)]], Field(min_length=1)
+]
+"""What float32 can hold of a speaker embedding; its length is the checkpoint's to judge."""
+
+
+def embedded_voice(embedding: Embedding) -> VoicePrompt:
+    """A voice that is its embedding alone, without codes of a recording."""
+    return VoicePrompt(np.array(embedding, np.float32), np.zeros((0, 16), np.int32), None)
+
+
+async def recorded_voice(
+    given: str, ref_text: str | None, x_vector_only: bool, settings: Settings, *, param: str
+) -> ClonedVoice:
+    """The voice in a recording, which is not fetched before the rest is known to be there.
+
+    Raises:
+        InvalidInput, TooLarge: as `recording_from`; or its transcript is missing.
+    """
+    if not x_vector_only and not (ref_text or "").strip():
+        raise InvalidInput(
+            "ref_text is missing: say what is spoken in the recording, or set x_vector_only_mode",
+            param="ref_text",
+        )
+    return ClonedVoice(await recording_from(given, settings, param=param), ref_text, x_vector_only)
+
+
+async def recording_from(given: str, settings: Settings, *, param: str) -> bytes:
+    """The bytes of the recording's file; what is in them is Triton's to find out.
+
+    Raises:
+        InvalidInput: it is neither base64 nor a URL that may be fetched.
+        TooLarge: it is more than 10 MiB.
+    """
+    if "://" in given[:64] or given[:5].lower() == "data:":
+        recording = await fetch_recording(given, settings.reference_hosts, param=param)
+    else:
+        recording = _decoded(given, param)
+    if len(recording) > MOST_BYTES:
+        raise TooLarge(f"{param} is larger than {MOST_BYTES >> 20} MiB", param=param)
+    return recording
+
+
+def _decoded(text: str, param: str) -> bytes:
+    try:
+        recording = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput(f"{param} is neither base64 nor a data: or https: URL", param=param) from None
+    if not recording:
+        raise InvalidInput(f"{param} is empty", param=param)
+    return recording

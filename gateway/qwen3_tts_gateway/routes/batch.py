@@ -1,0 +1,80 @@
+"""Several speeches in one request, as vllm-omni's `/v1/audio/speech/batch` has it: each fares on its own."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwen3_tts_gateway.answering import error_object
+from qwen3_tts_gateway.caller import Gate, Synth
+from qwen3_tts_gateway.documenting import OPENAI_ERRORS
+from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
+
+router = APIRouter(prefix="/v1/audio", tags=["OpenAI"], responses=OPENAI_ERRORS)
+
+VOICE_FIELDS = frozenset(("voice", "speaker", "ref_audio", "speaker_embedding"))
+
+
+class BatchBody(BaseModel):
+    """Items are bodies of `/v1/audio/speech`; any other field here is the default for all of them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    items: list[dict[str, Any]] = Field(min_length=1)
+
+
+@router.post("/speech/batch")
+async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> dict[str, Any]:
+    """Speak several texts; the audio comes as base64, an item that fails says why."""
+    most = gate.settings.max_batch_items
+    if len(body.items) > most:
+        raise InvalidInput(f"items has {len(body.items)} entries; at most {most} are taken", param="items")
+    defaults = body.model_extra or {}
+    speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(body.items)]
+    results = await gate.narrator.together(speaking, key)
+    num_failed = sum(result["status"] == "error" for result in results)
+    return {
+        "id": f"speech-batch-{uuid.uuid4().hex}",
+        "results": results,
+        "total": len(results),
+        "succeeded": len(results) - num_failed,
+        "failed": num_failed,
+    }
+
+
+def _over(defaults: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    """An item that says whose voice it wants does not want the default's, however either puts it."""
+    replaced = VOICE_FIELDS if VOICE_FIELDS & set(item) else frozenset()
+    return {name: value for name, value in defaults.items() if name not in replaced} | item
+
+
+async def _item(index: int, fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, Any]:
+    try:
+        return {"index": index, "status": "success", **await _spoken(fields, gate, key)}
+    except (*KNOWN_ERRORS, ValidationError) as error:
+        known = _invalid(error) if isinstance(error, ValidationError) else error
+        return {"index": index, "status": "error", "error": error_object(known)}
+
+
+async def _spoken(fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, Any]:
+    speech = await speech_of(SpeechBody.model_validate(fields), gate)
+    utterance = gate.narrator.utterance(speech, key)
+    audio = base64.b64encode(await utterance.whole()).decode()
+    return {
+        "audio_data": audio,
+        "media_type": speech.sound.media_type,
+        "usage": utterance.usage,
+    }
+
+
+def _invalid(error: ValidationError) -> InvalidInput:
+    first = error.errors()[0]
+    param = ".".join(map(str, first["loc"])) or None
+    return InvalidInput(f"{param or 'item'}: {first['msg']}", param=param)

@@ -1,0 +1,348 @@
+"""The original Qwen3-TTS API server's routes: its bodies, headers and event names, each stream a real one.
+
+Shapes: https://github.com/linkary/qwen-tts-server.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import uuid
+import wave
+import zipfile
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, UploadFile
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from qwen3_tts_client import (
+    ClonedVoice,
+    DesignedVoice,
+    FoundVoice,
+    InvalidRequest,
+    Saved,
+    SpeechOptions,
+    Voice,
+)
+from qwen3_tts_gateway import sse
+from qwen3_tts_gateway.answering import told
+from qwen3_tts_gateway.attending import LiveResponse
+from qwen3_tts_gateway.caller import Gate, Synth
+from qwen3_tts_gateway.documenting import EVENTS, ORIGINAL_ERRORS, WAV_OR_JSON, ZIP_OR_JSON
+from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, NotFound, TooLarge
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.naming import PROMPT_PREFIX, stored_name
+from qwen3_tts_gateway.recordings import recorded_voice
+from qwen3_tts_gateway.sound import Sound
+from qwen3_tts_gateway.speech import Language, Speech, Utterance, checked_text
+
+router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
+
+SAMPLE_RATE = 24000
+MOST_UPLOAD_BYTES = 5 << 20
+ResponseFormat = Literal["wav", "base64"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Manner(BaseModel):
+    """What every request of one utterance says besides its voice."""
+
+    text: Text
+    language: Language = "Auto"
+    speed: float = Field(1.0, ge=0.5, le=2.0)
+    response_format: ResponseFormat = "wav"
+
+
+class CustomVoiceBody(Manner):
+    speaker: str
+    instruct: str | None = None
+
+
+class VoiceDesignBody(Manner):
+    instruct: Text
+
+
+class Reference(BaseModel):
+    """A recording, one way or the other, and what is said in it."""
+
+    ref_audio_url: str | None = None
+    ref_audio_base64: str | None = None
+    ref_text: str | None = None
+    x_vector_only_mode: bool = False
+
+
+class CloneBody(Manner, Reference):
+    pass
+
+
+class PromptBody(Manner):
+    prompt_id: str
+
+
+class BatchManner(BaseModel):
+    """`wav` was always answered as `base64` is, and so was `zip` before there was one: hence the default."""
+
+    texts: list[Text] = Field(min_length=1)
+    languages: list[Language] | None = None
+    speed: float = Field(1.0, ge=0.5, le=2.0)
+    response_format: Literal["base64", "zip", "wav"] = "base64"
+
+
+class CustomVoiceBatchBody(BatchManner):
+    speakers: list[str]
+    instructs: list[str | None] | None = None
+
+
+class VoiceDesignBatchBody(BatchManner):
+    instructs: list[str]
+
+
+@router.post("/custom-voice/generate", tags=["CustomVoice"], response_class=Response, responses=WAV_OR_JSON)
+async def custom_voice(body: CustomVoiceBody, gate: Gate, key: Synth) -> Response:
+    """Speak with a built-in speaker."""
+    return await _whole(_custom_voice(body, gate), body, gate, key)
+
+
+@router.post("/custom-voice/generate-stream", tags=["CustomVoice"], response_class=Response, responses=EVENTS)
+async def custom_voice_stream(body: CustomVoiceBody, gate: Gate, key: Synth) -> Response:
+    """Speak with a built-in speaker; Server-Sent Events `metadata`, `audio` (a WAV each, base64), `done`."""
+    return await _stream(_custom_voice(body, gate), gate, key)
+
+
+@router.post("/custom-voice/batch", tags=["CustomVoice"], response_class=Response, responses=ZIP_OR_JSON)
+async def custom_voice_batch(body: CustomVoiceBatchBody, gate: Gate, key: Synth) -> Response:
+    """Speak several texts, as base64 in JSON or as a ZIP of WAV files."""
+    speakers = _one_each(body.speakers, body, "speakers")
+    instructs = _one_each(body.instructs or None, body, "instructs")
+    voices = [
+        (speaker, SpeechOptions(instruct=instruct or None))
+        for speaker, instruct in zip(speakers, instructs, strict=True)
+    ]
+    return await _batch(voices, body, gate, key)
+
+
+@router.get("/custom-voice/speakers", tags=["CustomVoice"])
+async def speakers(gate: Gate, key: Synth) -> dict[str, Any]:
+    """The built-in speakers of the checkpoint."""
+    async with gate.keeper.using("voices"):
+        found = await gate.tts.voices.speakers()
+    return {"speakers": [vars(speaker) for speaker in found]}
+
+
+@router.get("/custom-voice/languages", tags=["CustomVoice"])
+async def languages(gate: Gate, key: Synth) -> dict[str, Any]:
+    """The languages of the checkpoint."""
+    async with gate.keeper.using("voices"):
+        return {"languages": await gate.tts.voices.languages()}
+
+
+@router.post("/voice-design/generate", tags=["VoiceDesign"], response_class=Response, responses=WAV_OR_JSON)
+async def voice_design(body: VoiceDesignBody, gate: Gate, key: Synth) -> Response:
+    """Speak in a voice that is described in words."""
+    return await _whole(_voice_design(body, gate), body, gate, key)
+
+
+@router.post("/voice-design/generate-stream", tags=["VoiceDesign"], response_class=Response, responses=EVENTS)
+async def voice_design_stream(body: VoiceDesignBody, gate: Gate, key: Synth) -> Response:
+    """As `generate`, in the events of `custom-voice/generate-stream`."""
+    return await _stream(_voice_design(body, gate), gate, key)
+
+
+@router.post("/voice-design/batch", tags=["VoiceDesign"], response_class=Response, responses=ZIP_OR_JSON)
+async def voice_design_batch(body: VoiceDesignBatchBody, gate: Gate, key: Synth) -> Response:
+    """Speak several texts, each in a voice of its own description."""
+    instructs = _one_each(body.instructs, body, "instructs")
+    voices = [(_designed(instruct), SpeechOptions()) for instruct in instructs]
+    return await _batch(voices, body, gate, key)
+
+
+@router.post("/base/clone", tags=["Base"], response_class=Response, responses=WAV_OR_JSON)
+async def clone(body: CloneBody, gate: Gate, key: Synth) -> Response:
+    """Speak in the voice of a recording."""
+    return await _whole(await _clone(body, gate), body, gate, key)
+
+
+@router.post("/base/clone-stream", tags=["Base"], response_class=Response, responses=EVENTS)
+async def clone_stream(body: CloneBody, gate: Gate, key: Synth) -> Response:
+    """As `clone`, in the events of `custom-voice/generate-stream`."""
+    return await _stream(await _clone(body, gate), gate, key)
+
+
+@router.post("/base/create-prompt", tags=["Base"])
+async def create_prompt(body: Reference, gate: Gate, key: Synth) -> dict[str, str]:
+    """Listen to a recording once and keep what was heard for `generate-with-prompt`, restarts or not."""
+    voice = await _reference(body, gate)
+    prompt_id = uuid.uuid4().hex
+    await gate.narrator.save(PROMPT_PREFIX + prompt_id, voice, key)
+    return {"prompt_id": prompt_id, "message": "Prompt created successfully"}
+
+
+@router.post("/base/generate-with-prompt", tags=["Base"], response_class=Response, responses=WAV_OR_JSON)
+async def generate_with_prompt(body: PromptBody, gate: Gate, key: Synth) -> Response:
+    """Speak in the voice of a prompt that was created before."""
+    prompt = await _prompt(body.prompt_id, gate, key)
+    return await _whole(_speech(body, prompt, gate), body, gate, key)
+
+
+@router.post("/base/upload-ref-audio", tags=["Base"])
+async def upload_reference(file: UploadFile, key: Synth) -> dict[str, Any]:
+    """A recording as base64, to be sent as `ref_audio_base64`; nothing is kept."""
+    recording = await file.read(MOST_UPLOAD_BYTES + 1)
+    if len(recording) > MOST_UPLOAD_BYTES:
+        raise TooLarge(f"file is larger than {MOST_UPLOAD_BYTES >> 20} MiB", param="file")
+    if not recording:
+        raise InvalidInput("file is empty", param="file")
+    return {
+        "filename": file.filename,
+        "content_type": file.content_type,
+        "audio_base64": base64.b64encode(recording).decode(),
+        "message": "File uploaded and encoded successfully",
+    }
+
+
+def _custom_voice(body: CustomVoiceBody, gate: Gateway) -> Speech:
+    return _speech(body, body.speaker, gate, SpeechOptions(instruct=body.instruct or None))
+
+
+def _voice_design(body: VoiceDesignBody, gate: Gateway) -> Speech:
+    return _speech(body, _designed(body.instruct), gate)
+
+
+async def _clone(body: CloneBody, gate: Gateway) -> Speech:
+    speech = _speech(body, None, gate)  # first: what cannot be said needs no recording fetched
+    return replace(speech, voice=await _reference(body, gate))
+
+
+def _speech(
+    body: Manner, voice: Voice | FoundVoice, gate: Gateway, options: SpeechOptions | None = None
+) -> Speech:
+    text = checked_text(body.text, gate.settings.max_characters, param="text")
+    sound = Sound("wav", SAMPLE_RATE, body.speed)
+    return Speech(text, voice, sound, body.language, options or SpeechOptions())
+
+
+def _designed(instruct: str) -> DesignedVoice:
+    if not instruct.strip():
+        raise InvalidInput("instruct is empty; say in words what the voice is like", param="instruct")
+    return DesignedVoice(instruct)
+
+
+async def _reference(body: Reference, gate: Gateway) -> ClonedVoice:
+    given = {"ref_audio_url": body.ref_audio_url, "ref_audio_base64": body.ref_audio_base64}
+    if len(recordings := [(param, value) for param, value in given.items() if value]) != 1:
+        raise InvalidInput("give ref_audio_url or ref_audio_base64, one of them", param="ref_audio_base64")
+    [(param, recording)] = recordings
+    return await recorded_voice(recording, body.ref_text, body.x_vector_only_mode, gate.settings, param=param)
+
+
+async def _prompt(prompt_id: str, gate: Gateway, key: Key) -> Saved:
+    """The voice of a prompt that this key has created.
+
+    Raises:
+        NotFound: there is none, or it is another key's.
+    """
+    name = stored_name(key.owner, PROMPT_PREFIX + prompt_id)
+    try:
+        async with gate.keeper.using("voices"):
+            await gate.tts.voices.describe(name)
+    except InvalidRequest:  # nobody saved it, or nobody could have: it cannot be a name
+        raise NotFound(f"there is no prompt {prompt_id!r}", param="prompt_id") from None
+    return Saved(name)
+
+
+async def _whole(speech: Speech, body: Manner, gate: Gateway, key: Key) -> Response:
+    utterance = gate.narrator.utterance(speech, key)
+    wav = await utterance.whole()
+    if body.response_format == "base64":
+        return JSONResponse({"audio": _base64(wav), "sample_rate": SAMPLE_RATE, "format": "wav"})
+    headers = {
+        "Content-Disposition": "attachment; filename=speech.wav",
+        "X-Generation-Time": f"{utterance.generation_s:.3f}",
+        "X-Audio-Duration": f"{utterance.duration_s:.3f}",
+        "X-RTF": f"{utterance.generation_s / max(utterance.duration_s, 1e-9):.3f}",
+        "X-Cache-Status": "disabled",
+    }
+    return Response(wav, media_type="audio/wav", headers=headers)
+
+
+async def _stream(speech: Speech, gate: Gateway, key: Key) -> Response:
+    streamed = replace(speech, sound=replace(speech.sound, format="pcm"))
+    events = _events(gate.narrator.utterance(streamed, key))
+    return await LiveResponse.begin(events, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+
+
+async def _events(utterance: Utterance) -> AsyncGenerator[bytes, None]:
+    """`metadata` comes with the first audio, so that what is refused is refused with a status of its own."""
+    has_begun = False
+    async with aclosing(utterance.pieces()) as pieces:
+        try:
+            async for pcm in pieces:
+                audio = sse.event("audio", _base64(_wav(pcm)))
+                yield audio if has_begun else sse.event("metadata", {"sample_rate": SAMPLE_RATE}) + audio
+                has_begun = True
+        except KNOWN_ERRORS as error:
+            if not has_begun:
+                raise
+            yield sse.event("error", {"detail": told(error)})
+            return
+    yield sse.event("done", "complete")
+
+
+async def _batch(
+    voices: Sequence[tuple[Voice, SpeechOptions]],
+    body: BatchManner,
+    gate: Gateway,
+    key: Key,
+) -> Response:
+    if len(body.texts) > gate.settings.max_batch_items:
+        raise InvalidInput(
+            f"texts has {len(body.texts)} items; at most {gate.settings.max_batch_items} are taken",
+            param="texts",
+        )
+    languages = _one_each(body.languages, body, "languages")
+    speeches = [
+        _speech(Manner(text=text, language=language or "Auto", speed=body.speed), voice, gate, options)
+        for text, language, (voice, options) in zip(body.texts, languages, voices, strict=True)
+    ]
+    wavs = await gate.narrator.recite_all(speeches, key)
+    if body.response_format == "zip":
+        return Response(_zipped(wavs), media_type="application/zip")
+    audios = [_base64(wav) for wav in wavs]
+    return JSONResponse({"audios": audios, "sample_rate": SAMPLE_RATE, "format": "wav"})
+
+
+def _one_each(given: Sequence[Any] | None, body: BatchManner, param: str) -> Sequence[Any]:
+    """One for each text; None for each where none were given."""
+    if given is None:
+        return [None] * len(body.texts)
+    if len(given) != len(body.texts):
+        raise InvalidInput(f"{len(given)} {param} for {len(body.texts)} texts", param=param)
+    return given
+
+
+def _zipped(wavs: Sequence[bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # audio hardly deflates
+        for index, wav in enumerate(wavs):
+            archive.writestr(f"audio_{index}.wav", wav)
+    return file.getvalue()
+
+
+def _wav(pcm: bytes) -> bytes:
+    """16-bit samples as a file of their own."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(SAMPLE_RATE)
+        wav.writeframes(pcm)
+    return file.getvalue()
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,60 @@
+"""What the gateway says about itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from qwen3_tts_client import SpeechError
+from qwen3_tts_gateway.caller import Gate
+
+router = APIRouter(tags=["service"])
+
+TALKERS = {
+    "custom_voice_loaded": "qwen3_tts_custom_voice",
+    "voice_design_loaded": "qwen3_tts_voice_design",
+    "base_loaded": "qwen3_tts_base",
+}
+
+
+@router.get("/")
+async def about(request: Request) -> dict[str, Any]:
+    """What this is and where to go on."""
+    return {
+        "name": request.app.title,
+        "version": request.app.version,
+        "docs": "/docs",
+        "health": "/health",
+        "playground": "/playground",
+    }
+
+
+@router.get("/health")
+async def health(request: Request) -> dict[str, str]:
+    """The gateway is alive; `/health/models` knows about Triton."""
+    return {"status": "healthy", "version": request.app.version}
+
+
+@router.get("/health/models")
+async def health_of_models(gate: Gate) -> dict[str, Any]:
+    """Which models can speak, and the state of each: READY, LOADING, UNLOADING or UNAVAILABLE, and why."""
+    try:
+        models = await gate.tts.models.list()
+    except SpeechError as error:
+        return dict.fromkeys([*TALKERS, "tokenizer_loaded"], False) | {"triton": str(error), "models": {}}
+    ready = {model.name for model in models if model.is_ready}
+    loaded = {field: model in ready for field, model in TALKERS.items()}
+    return {
+        **loaded,
+        "tokenizer_loaded": any(loaded.values()),  # each talker brings its own
+        "triton": "ready",
+        "models": {model.name: {"state": model.state, "reason": model.reason} for model in models},
+    }
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics() -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,213 @@
+"""One utterance on its way from Triton to a caller: admitted, spoken, encoded, counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from qwen3_tts_client import (
+    AsyncSpeechClient,
+    AsyncSpeechStream,
+    ClonedVoice,
+    FoundVoice,
+    SpeechOptions,
+    Voice,
+    VoicePrompt,
+    model_of,
+)
+from qwen3_tts_gateway.errors import InvalidInput
+from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.limits import Limits
+from qwen3_tts_gateway.loading import ModelKeeper
+from qwen3_tts_gateway.naming import VoiceNames, stored_name
+from qwen3_tts_gateway.observing import request_id
+from qwen3_tts_gateway.sound import Sound, encode_whole, open_encoder
+
+T = TypeVar("T")
+
+Language = Annotated[str, Field(max_length=64)]
+"""A language's name. The engine repeats one that it does not know, in gRPC's trailers: those hold 8 KiB, and
+what does not fit into them would come back as an overload.
+"""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What a caller wants said.
+
+    Attributes:
+        text: what to say.
+        voice: a name as the caller knows it, a described, recorded or found voice.
+        sound: how it is to be heard.
+        language: None: recognised from the text.
+        options: for the engine; what is left out, the checkpoint decides.
+    """
+
+    text: str
+    voice: Voice | FoundVoice
+    sound: Sound
+    language: str | None = None
+    options: SpeechOptions = field(default_factory=SpeechOptions)
+
+
+class Utterance:
+    """A speech under way.
+
+    Attributes:
+        num_frames: spoken so far, of 80 ms each.
+        duration_s: seconds of audio so far, as it is heard.
+        generation_s: seconds since it began.
+    """
+
+    def __init__(self, narrator: Narrator, speech: Speech, key: Key) -> None:
+        self.num_frames = 0
+        self.duration_s = 0.0
+        self._narrator = narrator
+        self._speech = speech
+        self._key = key
+        self._began_s = time.perf_counter()
+
+    @property
+    def generation_s(self) -> float:
+        return time.perf_counter() - self._began_s
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """As OpenAI counts it; without a tokenizer here, input is characters. Output is frames."""
+        num_in, num_out = len(self._speech.text), self.num_frames
+        return {"input_tokens": num_in, "output_tokens": num_out, "total_tokens": num_in + num_out}
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The encoded utterance, each piece as soon as it can be heard; never an empty one.
+
+        Raises:
+            GatewayError, SpeechError: before the first piece, or between two.
+        """
+        with open_encoder(self._speech.sound) as encoder:
+            async with self._narrator.speaking(self._speech, self._key) as stream:
+                async for samples in stream:
+                    self._count(stream)
+                    if piece := encoder.encode(samples):
+                        yield piece
+            if piece := encoder.finish():
+                yield piece
+
+    async def whole(self) -> bytes:
+        """The encoded utterance, with true lengths in its header.
+
+        Raises:
+            GatewayError, SpeechError: nothing was made.
+        """
+        async with self._narrator.speaking(self._speech, self._key) as stream:
+            audio = await stream.read()
+            self._count(stream)
+        return encode_whole(self._speech.sound, audio.samples)
+
+    def _count(self, stream: AsyncSpeechStream) -> None:
+        self.num_frames = stream.num_frames
+        self.duration_s = stream.received_s / self._speech.sound.speed
+
+
+class Narrator:
+    """Speaks for callers, within what their key allows."""
+
+    def __init__(
+        self, tts: AsyncSpeechClient, names: VoiceNames, keeper: ModelKeeper, limits: Limits
+    ) -> None:
+        self._tts = tts
+        self._names = names
+        self._keeper = keeper
+        self._limits = limits
+
+    def utterance(self, speech: Speech, key: Key) -> Utterance:
+        return Utterance(self, speech, key)
+
+    async def recite_all(self, speeches: Sequence[Speech], key: Key) -> list[bytes]:
+        """Whole utterances, side by side as far as the key's streams go, in order.
+
+        Raises:
+            GatewayError, SpeechError: of whichever failed first; the others are cancelled.
+        """
+        return await self.together([self.utterance(speech, key).whole() for speech in speeches], key)
+
+    async def together(self, work: Sequence[Coroutine[Any, Any, T]], key: Key) -> list[T]:
+        """The outcomes of several utterances in order, as many at a time as the key may have."""
+        return await together(work, min(MOST_AT_ONCE, self._limits.max_streams(key) or MOST_AT_ONCE))
+
+    async def save(
+        self, name: str, voice: ClonedVoice | VoicePrompt, key: Key, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep a voice for this key.
+
+        Raises:
+            SpeechError: nothing was saved.
+        """
+        async with self._keeper.using("create_voice"), self._keeper.using("voices"):
+            await self._tts.voices.save(stored_name(key.owner, name), voice, metadata=metadata)
+
+    @asynccontextmanager
+    async def speaking(self, speech: Speech, key: Key) -> AsyncIterator[AsyncSpeechStream]:
+        """The utterance as the engine makes it; leaving the block cancels what is still to come."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._limits.stream(key))
+            await self._limits.admit(key, len(speech.text))
+            voice = await self.find(speech.voice, key)
+            await stack.enter_async_context(self._keeper.using(model_of(voice)))
+            options = SpeechOptions(request_id=request_id.get() or None, **speech.options)
+            stream = self._tts.stream(speech.text, voice, language=speech.language, **options)
+            yield await stack.enter_async_context(stream)
+
+    async def find(self, voice: Voice | FoundVoice, key: Key) -> FoundVoice:
+        """Whose voice it is, in this key's eyes; a recording is listened to."""
+        if isinstance(voice, str):
+            async with self._keeper.using("voices"):
+                return await self._names.resolve(voice, key.owner)
+        if isinstance(voice, ClonedVoice):
+            async with self._keeper.using("create_voice"):
+                return await self._tts.find(voice)
+        return voice
+
+
+MOST_AT_ONCE = 16
+"""Of a batch's utterances: as many as a talker has slots, by default."""
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]], most_at_once: int) -> list[T]:
+    """The outcomes in order; the first failure cancels what is still under way."""
+    room = asyncio.Semaphore(most_at_once)
+
+    async def take_turn(one: Coroutine[Any, Any, T]) -> T:
+        async with room:
+            return await one
+
+    tasks = [asyncio.create_task(take_turn(one)) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in work:  # those whose turn never came
+            one.close()
+        raise
+
+
+def checked_text(text: str, most_characters: int, *, param: str) -> str:
+    """The text, if it can be said.
+
+    Raises:
+        InvalidInput: it is blank, or too long.
+    """
+    if not text.strip():
+        raise InvalidInput(f"{param} is empty; there is nothing to say", param=param)
+    if len(text) > most_characters:
+        raise InvalidInput(
+            f"{param} has {len(text)} characters; at most {most_characters} are spoken at once", param=param
+        )
+    return text

@@ -1,0 +1,161 @@
+"""The gateway as a process: how it starts, what it refuses to start with, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from fakes.triton_server import Call, FakeTriton, Response, chunk, final
+from gateway_server import GatewayProcess
+from qwen3_tts_gateway.cli import main
+from qwen3_tts_gateway.serving import listener
+from qwen3_tts_gateway.settings import Settings
+from real_server import wait_until
+
+SPEECH = "/v1/audio/speech"
+RYAN = {"input": "Hello.", "voice": "ryan", "response_format": "pcm"}
+CHUNK_BYTES = 1920 * 2
+MOST_S = 20
+
+SIGNALS = pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+
+
+@pytest.fixture
+def gateway(fake_triton: FakeTriton, tmp_path: Path) -> Iterator[GatewayProcess]:
+    with GatewayProcess(tmp_path, TRITON_GRPC_PORT=str(fake_triton.port)) as process:
+        process.wait_until_ready()
+        yield process
+
+
+@SIGNALS
+def test_a_signal_lets_the_stream_in_flight_end_and_nobody_else_in(
+    gateway: GatewayProcess, fake_triton: FakeTriton, name: signal.Signals
+) -> None:
+    go_on = threading.Event()
+
+    def pauses(call: Call) -> Iterator[Response]:
+        yield chunk(0)
+        go_on.wait(MOST_S)
+        yield chunk(1)
+        yield final(chunk(2, finish_reason="stop"))
+
+    fake_triton.script = pauses
+    with httpx.stream("POST", f"{gateway.url}{SPEECH}", json=RYAN) as response:
+        pieces = response.iter_raw()
+        heard = next(pieces)
+        gateway.process.send_signal(name)
+        wait_until(lambda: not gateway.answers(), "new callers are refused")
+        with pytest.raises(subprocess.TimeoutExpired):  # nothing but the stream holds it
+            gateway.process.wait(1)
+        go_on.set()
+        heard += b"".join(pieces)
+    assert len(heard) == 3 * CHUNK_BYTES
+    assert gateway.process.wait(MOST_S) == 0
+    assert "Traceback" not in gateway.said()
+
+
+@SIGNALS
+def test_who_is_connected_and_asks_for_nothing_does_not_hold_the_end(
+    gateway: GatewayProcess, name: signal.Signals
+) -> None:
+    with (
+        closing(http.client.HTTPConnection("127.0.0.1", gateway.port)) as idle,
+        connect(f"ws://127.0.0.1:{gateway.port}{SPEECH}/stream"),
+        closing(socket.create_connection(("127.0.0.1", gateway.port))),
+    ):
+        idle.request("GET", "/health")
+        assert idle.getresponse().status == 200
+        gateway.process.send_signal(name)
+        assert gateway.process.wait(MOST_S) == 0
+    assert "Traceback" not in gateway.said()
+
+
+def test_a_gateway_starts_without_triton_and_says_where_it_listens(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path) as gateway:
+        gateway.wait_until_ready()
+        assert httpx.get(f"{gateway.url}/health").status_code == 200
+        lines = [json.loads(line) for line in gateway.said().splitlines()]
+    [listening] = [line for line in lines if line["message"] == "listening"]
+    assert (listening["host"], listening["port"]) == ("127.0.0.1", gateway.port)
+
+
+def test_a_port_in_use_is_refused_by_name(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = serve_in_vain(tmp_path, PORT=str(port))
+    assert code == 1
+    assert said.startswith(f"qwen3-tts-gateway: PORT={port}: cannot listen on 127.0.0.1: ")
+    assert "in use" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_KEYS", "k\N{LATIN SMALL LETTER E WITH ACUTE}y"),
+        ("API_KEYS_FILE", "nowhere.json"),
+        ("LIMITS_STORE", "carrier-pigeon://loft"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_by_name(name: str, value: str, tmp_path: Path) -> None:
+    code, said = serve_in_vain(tmp_path, **{name: value})
+    assert code == 1
+    assert name in said or value in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PORT", "http", "valid integer"),
+        ("PORT", "70000", "less than or equal to 65535"),
+        ("LOG_LEVEL", "loud", "'loud' is none of DEBUG, INFO, WARNING, ERROR"),
+        ("CHUNK_TIMEOUT_S", "0", "greater than 0"),
+        ("PRELOAD_MODELS", "perhaps", "valid boolean"),
+        ("MAX_CHARACTERS", "-1", "greater than 0"),
+        ("TRITON_CA_FILE", "nowhere.pem", "does not point to a file"),
+        ("OPENAI_VOICES", "{alloy: ryan}", "no JSON"),
+        ("OPENAI_VOICES", "[1]", "valid dictionary"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_name_in_words(
+    name: str,
+    value: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for field in Settings.model_fields:
+        monkeypatch.delenv(field.upper(), raising=False)
+    monkeypatch.setenv(name, value)
+    assert main(["serve"]) == 1
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert said.startswith(f"qwen3-tts-gateway: {name}: ")
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+def serve_in_vain(directory: Path, **environment: str) -> tuple[int, str]:
+    with GatewayProcess(directory, **environment) as gateway:
+        return gateway.process.wait(MOST_S), gateway.said()
+
+
+def test_no_answer_waits_for_the_caller_to_acknowledge_its_headers() -> None:
+    with listener("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
