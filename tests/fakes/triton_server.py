@@ -242,10 +242,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     questions: list[Call] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     port: int = 0
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"localhost:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def ModelStreamInfer(self, requests, context):  # noqa: N802
         self._check_key(context)
@@ -406,10 +407,13 @@ def triton(
             pool, options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
+        # One address, and not localhost's two: of those, gRPC is content with the one that is free.
+        address = f"127.0.0.1:{fake.port}"
         if credentials is None:
-            fake.port = server.add_insecure_port(fake.url)
+            fake.port = server.add_insecure_port(address)
         else:
-            fake.port = server.add_secure_port(fake.url, credentials)
+            fake.port = server.add_secure_port(address, credentials)
+            fake.host = "localhost"  # as its certificate calls it
         server.start()
         try:
             yield fake

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 
 from qwen3_tts_gateway.errors import Unauthorized
 from qwen3_tts_gateway.key_file import KeyFile, KeyFileError, KeyTerms
-from qwen3_tts_gateway.keys import ANYONE, Key, KeyRing, presented_key
+from qwen3_tts_gateway.keys import ANYONE, OWNER_LENGTH, Key, KeyRing, presented_key
 from qwen3_tts_gateway.settings import Settings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
@@ -135,7 +135,7 @@ def test_another_name_is_another_owner(file, path):
     secrets = [create(file, name) for name in ("app", "App")]
     owners = {ring(file=path).authenticate(secret, NOW).owner for secret in secrets}
     assert len(owners) == 2
-    assert all(len(owner) == 8 and int(owner, 16) >= 0 for owner in owners)
+    assert all(len(owner) == OWNER_LENGTH and int(owner, 16) >= 0 for owner in owners)
 
 
 def test_the_file_is_read_again_only_when_it_changed(file, path, monkeypatch):
