@@ -32,7 +32,7 @@ from qwen3_tts_engine.tritonserver import Installation, LaunchError, find_triton
 
 LONGEST_UTTERANCE_S = 656  # 8191 frames of 80 ms, spoken no slower than real time
 KILL_MARGIN_S = 5
-RESPONSE_CACHE_BYTES = 128 << 20  # some forty half-minute reference recordings as PCM
+RESPONSE_CACHE_BYTES = 128 << 20  # for models of an operator's own; ours are not cached (decision 9)
 # Triton before 25.08 keeps 16 bytes of stack for each chunk of a chunked HTTP body: with the usual 8 MiB,
 # half a million chunks of one byte end the server. This is enough for the 64 MB that it accepts at most.
 STACK_BYTES = 192 << 20

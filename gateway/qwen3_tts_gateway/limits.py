@@ -38,9 +38,8 @@ STREAM_RETRY_S = 1.0  # nobody knows how long another utterance takes
 LEASE_S = 30
 ASK_AGAIN_S = 5.0
 WARN_AGAIN_S = 60.0
-MAX_BUCKETS = (
-    1 << 16
-)  # two for each key; the library forgets the oldest at 1024, and a bucket forgotten is full
+# Two for each key. The library forgets the oldest at 1024, and a bucket forgotten is full.
+MAX_BUCKETS = 1 << 16
 
 STORE_FAILURES = (StoreUnavailableError, RedisError, OSError)
 

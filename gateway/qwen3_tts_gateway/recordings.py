@@ -9,6 +9,7 @@ import binascii
 from typing import Annotated
 
 import numpy as np
+from fastapi import UploadFile
 from pydantic import Field
 
 from qwen3_tts_client import ClonedVoice, VoicePrompt
@@ -51,23 +52,36 @@ async def recording_from(given: str, settings: Settings, *, param: str) -> bytes
     """The bytes of the recording's file; what is in them is Triton's to find out.
 
     Raises:
-        InvalidInput: it is neither base64 nor a URL that may be fetched.
+        InvalidInput: it is empty, or neither base64 nor a URL that may be fetched.
         TooLarge: it is more than 10 MiB.
     """
     if "://" in given[:64] or given[:5].lower() == "data:":
         recording = await fetch_recording(given, settings.reference_hosts, param=param)
     else:
         recording = _decoded(given, param)
-    if len(recording) > MOST_BYTES:
-        raise TooLarge(f"{param} is larger than {MOST_BYTES >> 20} MiB", param=param)
+    return _checked(recording, MOST_BYTES, param)
+
+
+async def uploaded_recording(file: UploadFile, *, most_bytes: int = MOST_BYTES, param: str) -> bytes:
+    """The bytes of an uploaded file, of which no more are read than are allowed.
+
+    Raises:
+        InvalidInput: it is empty.
+        TooLarge: it is more than `most_bytes`.
+    """
+    return _checked(await file.read(most_bytes + 1), most_bytes, param)
+
+
+def _checked(recording: bytes, most_bytes: int, param: str) -> bytes:
+    if len(recording) > most_bytes:
+        raise TooLarge(f"{param} is larger than {most_bytes >> 20} MiB", param=param)
+    if not recording:
+        raise InvalidInput(f"{param} is empty", param=param)
     return recording
 
 
 def _decoded(text: str, param: str) -> bytes:
     try:
-        recording = base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidInput(f"{param} is neither base64 nor a data: or https: URL", param=param) from None
-    if not recording:
-        raise InvalidInput(f"{param} is empty", param=param)
-    return recording

@@ -1,11 +1,7 @@
 """The secrets that compose and Kubernetes mount: made once, and of one mind about Redis's password."""
 
 import asyncio
-import os
-import shutil
 import stat
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +20,7 @@ from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.settings import Settings
 from real_server import ROOT
+from redis_server import running_redis
 
 PATIENCE_S = 10
 
@@ -74,37 +71,10 @@ def test_git_does_not_see_them() -> None:
 @pytest.fixture(scope="module")
 def port(secrets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where a Redis with these users listens."""
-    binary = shutil.which("redis-server")
-    if binary is None and not os.environ.get("CI"):
-        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
-    assert binary, "redis-server is missing"
     port = free_ports()[0]
-    directory = tmp_path_factory.mktemp("redis")
     users = str(secrets / "redis_users.acl")
-    flags = (
-        f"--port {port} --bind 127.0.0.1 --dir {directory} --aclfile {users} --appendonly no --save".split()
-    )
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([binary, *flags, ""], stdout=log, stderr=log)
-    try:
-        wait_for(port)
+    with running_redis(tmp_path_factory.mktemp("redis"), port, "--aclfile", users):
         yield port
-    finally:
-        server.kill()
-        server.wait()
-
-
-def wait_for(port: int) -> None:
-    """As the health check asks: without a password."""
-    deadline = time.monotonic() + PATIENCE_S
-    with redis.Redis(port=port) as client:
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline, "Redis does not answer"
-                time.sleep(0.02)
 
 
 def store(secrets: Path, name: str, port: int) -> str:

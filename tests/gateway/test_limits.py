@@ -1,13 +1,9 @@
 """Each key gets its share: of this gateway, or of several that share a Redis."""
 
 import asyncio
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import redis
@@ -18,6 +14,7 @@ from qwen3_tts_gateway.errors import InvalidInput, RateLimited
 from qwen3_tts_gateway.keys import ANYONE, Key
 from qwen3_tts_gateway.limits import LEASE_S, LeasedStreams, Limits, Outage, Withdrawal
 from qwen3_tts_gateway.settings import Settings
+from redis_server import running_redis
 
 APP = Key("app")
 STREAMS = "qwen3_tts:streams:app"
@@ -46,31 +43,6 @@ def clock(monkeypatch) -> HandClock:
 def patience(monkeypatch):
     """A Redis on a busy machine is slow, not silent."""
     monkeypatch.setattr(limits_module, "STORE_PATIENCE_S", PATIENCE_S)
-
-
-@contextmanager
-def running_redis(directory: Path, port: int) -> Iterator[str]:
-    binary = shutil.which("redis-server")
-    if binary is None and not os.environ.get("CI"):
-        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
-    assert binary, "redis-server is missing"
-    flags = f"--port {port} --bind 127.0.0.1 --dir {directory} --appendonly no".split()
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([binary, *flags, "--save", ""], stdout=log, stderr=log)
-    try:
-        url = f"redis://127.0.0.1:{port}/0"
-        deadline = time.monotonic() + PATIENCE_S
-        with redis.Redis.from_url(url) as client:
-            while True:
-                with suppress(redis.ConnectionError):
-                    client.ping()
-                    break
-                assert time.monotonic() < deadline, "redis-server does not come up"
-                time.sleep(0.05)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,5 @@
 """Voices to save, and places to save them in."""
 
-import os
-import shutil
-import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +11,11 @@ import pytest
 from qwen3_tts_engine.launcher import free_ports
 from qwen3_tts_engine.request import VoicePrompt
 from qwen3_tts_engine.voices.store import Voice, VoiceStore, open_store
+from redis_server import running_redis
 
 HIDDEN_SIZE = 64  # of the tiny checkpoints
 FRAMES = 25
 MODEL = f"qwen3_tts 1b7 base ({HIDDEN_SIZE} values) config 0123456789ab"
-PATIENCE_S = 10
 
 
 @pytest.fixture(scope="session")
@@ -66,35 +62,8 @@ def assert_same_voice() -> Callable[[Voice, Voice], None]:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Redis of its own."""
-    binary = shutil.which("redis-server")
-    if binary is None and not os.environ.get("CI"):
-        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
-    assert binary, "redis-server is missing"
-    port = free_ports()[0]
-    directory = tmp_path_factory.mktemp("redis")
-    flags = f"--port {port} --bind 127.0.0.1 --dir {directory} --appendonly no".split()
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([binary, *flags, "--save", ""], stdout=log, stderr=log)
-    try:
-        wait_for_redis(url := f"redis://127.0.0.1:{port}/0")
+    with running_redis(tmp_path_factory.mktemp("redis"), free_ports()[0]) as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(PATIENCE_S)
-
-
-def wait_for_redis(url: str) -> None:
-    import redis
-
-    deadline = time.monotonic() + PATIENCE_S
-    with redis.Redis.from_url(url) as client:
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline, "redis-server does not come up"
-                time.sleep(0.05)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import uuid
 from typing import Any
 
@@ -16,6 +15,7 @@ from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
+from qwen3_tts_gateway.sound import base64_text
 
 router = APIRouter(prefix="/v1/audio", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -66,9 +66,8 @@ async def _item(index: int, fields: dict[str, Any], gate: Gateway, key: Key) -> 
 async def _spoken(fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, Any]:
     speech = await speech_of(SpeechBody.model_validate(fields), gate)
     utterance = gate.narrator.utterance(speech, key)
-    audio = base64.b64encode(await utterance.whole()).decode()
     return {
-        "audio_data": audio,
+        "audio_data": base64_text(await utterance.whole()),
         "media_type": speech.sound.media_type,
         "usage": utterance.usage,
     }

@@ -5,9 +5,7 @@ Shapes: https://platform.openai.com/docs/api-reference/audio/createSpeech and vl
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
@@ -20,11 +18,11 @@ from qwen3_tts_gateway.answering import error_object
 from qwen3_tts_gateway.attending import LiveResponse
 from qwen3_tts_gateway.caller import Gate, Synth, SynthOrNobody
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS, SPEECH
-from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, NotFound
+from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.recordings import Embedding, embedded_voice, recorded_voice
 from qwen3_tts_gateway.routes.voices import voices
-from qwen3_tts_gateway.sound import FORMATS, SAMPLE_RATES, Sound
+from qwen3_tts_gateway.sound import FORMATS, SAMPLE_RATES, Sound, base64_text
 from qwen3_tts_gateway.speech import Language, Speech, Utterance, checked_text
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
@@ -226,29 +224,19 @@ def _designed(body: SpeechBody) -> DesignedVoice:
     return DesignedVoice(body.instructions or "")
 
 
-async def _events(utterance: Utterance, speech: Speech) -> AsyncGenerator[bytes, None]:
-    """OpenAI's events; what fails after the first has an event of its own."""
-    has_begun = False
-    async with aclosing(utterance.pieces()) as pieces:
-        try:
-            async for piece in pieces:
-                has_begun = True
-                yield _event("delta", audio=_base64(piece), response_format=speech.sound.format)
-        except KNOWN_ERRORS as error:
-            if not has_begun:
-                raise
-            yield _event("error", error=error_object(error))
-            return
-    yield _event("done", usage=utterance.usage)
+def _events(utterance: Utterance, speech: Speech) -> AsyncGenerator[bytes, None]:
+    """OpenAI's events."""
+    return sse.narrated(
+        utterance.pieces(),
+        audio=lambda piece: _event("delta", audio=base64_text(piece), response_format=speech.sound.format),
+        failed=lambda error: _event("error", error=error_object(error)),
+        done=lambda: _event("done", usage=utterance.usage),
+    )
 
 
 def _event(kind: str, **fields: Any) -> bytes:
     name = f"speech.audio.{kind}"
     return sse.event(name, {"type": name, **fields})
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -5,13 +5,11 @@ Shapes: https://github.com/linkary/qwen-tts-server.
 
 from __future__ import annotations
 
-import base64
 import io
 import uuid
 import wave
 import zipfile
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -33,12 +31,12 @@ from qwen3_tts_gateway.answering import told
 from qwen3_tts_gateway.attending import LiveResponse
 from qwen3_tts_gateway.caller import Gate, Synth
 from qwen3_tts_gateway.documenting import EVENTS, ORIGINAL_ERRORS, WAV_OR_JSON, ZIP_OR_JSON
-from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, NotFound, TooLarge
+from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.naming import PROMPT_PREFIX, stored_name
-from qwen3_tts_gateway.recordings import recorded_voice
-from qwen3_tts_gateway.sound import Sound
+from qwen3_tts_gateway.recordings import recorded_voice, uploaded_recording
+from qwen3_tts_gateway.sound import Sound, base64_text
 from qwen3_tts_gateway.speech import Language, Speech, Utterance, checked_text
 
 router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
@@ -192,15 +190,11 @@ async def generate_with_prompt(body: PromptBody, gate: Gate, key: Synth) -> Resp
 @router.post("/base/upload-ref-audio", tags=["Base"])
 async def upload_reference(file: UploadFile, key: Synth) -> dict[str, Any]:
     """A recording as base64, to be sent as `ref_audio_base64`; nothing is kept."""
-    recording = await file.read(MOST_UPLOAD_BYTES + 1)
-    if len(recording) > MOST_UPLOAD_BYTES:
-        raise TooLarge(f"file is larger than {MOST_UPLOAD_BYTES >> 20} MiB", param="file")
-    if not recording:
-        raise InvalidInput("file is empty", param="file")
+    recording = await uploaded_recording(file, most_bytes=MOST_UPLOAD_BYTES, param="file")
     return {
         "filename": file.filename,
         "content_type": file.content_type,
-        "audio_base64": base64.b64encode(recording).decode(),
+        "audio_base64": base64_text(recording),
         "message": "File uploaded and encoded successfully",
     }
 
@@ -259,7 +253,7 @@ async def _whole(speech: Speech, body: Manner, gate: Gateway, key: Key) -> Respo
     utterance = gate.narrator.utterance(speech, key)
     wav = await utterance.whole()
     if body.response_format == "base64":
-        return JSONResponse({"audio": _base64(wav), "sample_rate": SAMPLE_RATE, "format": "wav"})
+        return JSONResponse({"audio": base64_text(wav), "sample_rate": SAMPLE_RATE, "format": "wav"})
     headers = {
         "Content-Disposition": "attachment; filename=speech.wav",
         "X-Generation-Time": f"{utterance.generation_s:.3f}",
@@ -276,21 +270,15 @@ async def _stream(speech: Speech, gate: Gateway, key: Key) -> Response:
     return await LiveResponse.begin(events, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
 
-async def _events(utterance: Utterance) -> AsyncGenerator[bytes, None]:
+def _events(utterance: Utterance) -> AsyncGenerator[bytes, None]:
     """`metadata` comes with the first audio, so that what is refused is refused with a status of its own."""
-    has_begun = False
-    async with aclosing(utterance.pieces()) as pieces:
-        try:
-            async for pcm in pieces:
-                audio = sse.event("audio", _base64(_wav(pcm)))
-                yield audio if has_begun else sse.event("metadata", {"sample_rate": SAMPLE_RATE}) + audio
-                has_begun = True
-        except KNOWN_ERRORS as error:
-            if not has_begun:
-                raise
-            yield sse.event("error", {"detail": told(error)})
-            return
-    yield sse.event("done", "complete")
+    return sse.narrated(
+        utterance.pieces(),
+        head=sse.event("metadata", {"sample_rate": SAMPLE_RATE}),
+        audio=lambda pcm: sse.event("audio", base64_text(_wav(pcm))),
+        failed=lambda error: sse.event("error", {"detail": told(error)}),
+        done=lambda: sse.event("done", "complete"),
+    )
 
 
 async def _batch(
@@ -312,7 +300,7 @@ async def _batch(
     wavs = await gate.narrator.recite_all(speeches, key)
     if body.response_format == "zip":
         return Response(_zipped(wavs), media_type="application/zip")
-    audios = [_base64(wav) for wav in wavs]
+    audios = [base64_text(wav) for wav in wavs]
     return JSONResponse({"audios": audios, "sample_rate": SAMPLE_RATE, "format": "wav"})
 
 
@@ -342,7 +330,3 @@ def _wav(pcm: bytes) -> bytes:
         wav.setframerate(SAMPLE_RATE)
         wav.writeframes(pcm)
     return file.getvalue()
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from qwen3_tts_client import ClonedVoice, SavedVoice, Speaker, VoicePrompt
 from qwen3_tts_gateway.caller import Gate, Synth, SynthOrNobody, VoiceOwner
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS
-from qwen3_tts_gateway.errors import InvalidInput, NotFound, TooLarge
+from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.naming import check_new_name, stored_name, visible_name
-from qwen3_tts_gateway.recordings import MOST_BYTES, Embedding, embedded_voice
+from qwen3_tts_gateway.recordings import Embedding, embedded_voice, uploaded_recording
 
 router = APIRouter(prefix="/v1/audio", tags=["voices"], responses=OPENAI_ERRORS)
 
@@ -142,11 +142,7 @@ def _uploaded(name: str, voice: SavedVoice) -> dict[str, Any]:
 
 
 async def _recorded(file: UploadFile, ref_text: str) -> tuple[ClonedVoice, dict[str, Any]]:
-    recording = await file.read(MOST_BYTES + 1)
-    if len(recording) > MOST_BYTES:
-        raise TooLarge(f"audio_sample is larger than {MOST_BYTES >> 20} MiB", param="audio_sample")
-    if not recording:
-        raise InvalidInput("audio_sample is empty", param="audio_sample")
+    recording = await uploaded_recording(file, param="audio_sample")
     facts = {"embedding_source": "audio", "file_size": len(recording), "mime_type": file.content_type}
     transcript = ref_text.strip() or None
     return ClonedVoice(recording, transcript, x_vector_only=transcript is None), facts

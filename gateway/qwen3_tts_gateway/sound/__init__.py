@@ -1,6 +1,6 @@
 """From the engine's audio to what a caller hears, chunk by chunk."""
 
-from qwen3_tts_gateway.sound.encoder import SoundEncoder, encode_whole, open_encoder
+from qwen3_tts_gateway.sound.encoder import SoundEncoder, base64_text, encode_whole, open_encoder
 from qwen3_tts_gateway.sound.formats import FORMATS, Format
 from qwen3_tts_gateway.sound.reshaper import SPEECH_RATE
 from qwen3_tts_gateway.sound.sound import MAX_SPEED, MIN_SPEED, SAMPLE_RATES, Sound
@@ -14,6 +14,7 @@ __all__ = [
     "Format",
     "Sound",
     "SoundEncoder",
+    "base64_text",
     "encode_whole",
     "open_encoder",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from types import TracebackType
 
@@ -30,6 +31,11 @@ def encode_whole(sound: Sound, samples: Samples) -> bytes:
     """A file whose header tells how long it is, where its format has a field for that."""
     with open_encoder(sound, is_streamed=False) as encoder:
         return encoder.encode(samples) + encoder.finish()
+
+
+def base64_text(data: bytes) -> str:
+    """Sound where only text can go: in JSON, and in events."""
+    return base64.b64encode(data).decode()
 
 
 class SoundEncoder:
