@@ -39,6 +39,7 @@ STACK_BYTES = 192 << 20
 LOG_TAIL_LINES = 40
 SHARED_MEMORY = Path("/dev/shm")
 Address: TypeAlias = tuple[str, int]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 OPTIONS = {  # of the command line; each is a field of LaunchConfig
     "model_repository": "the models to serve",
@@ -105,9 +106,10 @@ def reachable(host: str) -> str:
 def serve(config: LaunchConfig) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP, then drain; a second signal stops at once."""
     with running_server(config) as server:
+        stop = StopRequest()
         say(f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
-        with suppress(KeyboardInterrupt):
-            server.process.wait()
+        wait_for_the_end(stop, server.process)
+        if not stop.made:
             raise server.failure(f"tritonserver stopped by itself with status {server.process.returncode}")
         say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
@@ -115,9 +117,33 @@ def serve(config: LaunchConfig) -> int:
     return 0
 
 
+class StopRequest:
+    """From its making on, the first signal asks for a drain and any further one interrupts."""
+
+    def __init__(self) -> None:
+        self.made = False
+        for name in STOP_SIGNALS:
+            signal.signal(name, self._take)
+
+    def _take(self, *_: object) -> None:
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
+
+
+def wait_for_the_end(stop: StopRequest, *processes: subprocess.Popen[bytes]) -> None:
+    """Return when a stop is asked for, or when one of the processes has ended."""
+    while not stop.made and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+
+
 @contextmanager
 def running_server(config: LaunchConfig) -> Iterator[Server]:
-    """A server that is ready inside the block and drained after it; raises LaunchError if it cannot start."""
+    """A server that is ready inside the block and drained after it, unless the block was interrupted.
+
+    Raises:
+        LaunchError: if it cannot start.
+    """
     check(config)
     installation = find_tritonserver(config.server_dir)
     compile_models(config.model_repository)
@@ -125,7 +151,7 @@ def running_server(config: LaunchConfig) -> Iterator[Server]:
         server = Server.start(config, installation)
         stack.callback(server.clean_up)
         server.wait_until_ready()
-        stack.callback(server.drain)
+        stack.push(server.drain_unless_interrupted)
         yield server
 
 
@@ -189,6 +215,10 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
             self.drained = self._has_drained()
+
+    def drain_unless_interrupted(self, raised: type[BaseException] | None, *_: object) -> None:
+        if raised is not KeyboardInterrupt:
+            self.drain()
 
     def clean_up(self) -> None:
         """Kill what is left of the process group; remove the shared memory that killed processes leave."""
@@ -445,7 +475,7 @@ def _parser(defaults: LaunchConfig) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, serve: Callable[[LaunchConfig], int] = serve) -> int:
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in STOP_SIGNALS:  # until there is a server to drain, each ends the start
         signal.signal(name, signal.default_int_handler)
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)

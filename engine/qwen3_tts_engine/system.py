@@ -16,12 +16,14 @@ from qwen3_tts_engine.launcher import (
     Address,
     LaunchConfig,
     LaunchError,
+    StopRequest,
     check_addresses,
     main,
     port_from,
     reachable,
     running_server,
     say,
+    wait_for_the_end,
 )
 
 GATEWAY = (sys.executable, "-m", "qwen3_tts_gateway.cli", "serve")
@@ -33,9 +35,10 @@ def serve(config: LaunchConfig) -> int:
     address = gateway_address(config)
     check_addresses(config.addresses | {"PORT": address})
     with running_server(config) as server, running_gateway(config) as gateway:
+        stop = StopRequest()
         say(f"ready: http://{reachable(address[0])}:{address[1]}/docs, Triton's gRPC on {server.grpc_port}")
-        with suppress(KeyboardInterrupt):
-            _wait_for_either(server.process, gateway)
+        wait_for_the_end(stop, server.process, gateway)
+        if not stop.made:
             if server.process.poll() is not None:
                 raise server.failure(f"tritonserver ended by itself with status {server.process.returncode}")
             raise LaunchError(f"the gateway ended by itself with status {gateway.returncode}")
@@ -85,13 +88,6 @@ def _answers(address: Address) -> bool:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
     return False
-
-
-def _wait_for_either(one: subprocess.Popen[bytes], other: subprocess.Popen[bytes]) -> None:
-    while other.poll() is None:
-        with suppress(subprocess.TimeoutExpired):
-            one.wait(timeout=0.2)
-            return
 
 
 if __name__ == "__main__":

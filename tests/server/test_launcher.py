@@ -158,6 +158,17 @@ def test_a_second_signal_stops_at_once(toy_repository: Repository, tmp_path: Pat
         launcher.footprint.assert_gone()
 
 
+def test_two_signals_that_come_together_stop_at_once(toy_repository: Repository, tmp_path: Path) -> None:
+    with Launcher(toy_repository("counter"), tmp_path) as launcher:
+        with counting(launcher, tmp_path / "a gate that stays closed") as responses:
+            assert next(responses) == 0
+            launcher.process.send_signal(signal.SIGSTOP)  # so that it finds both when it goes on
+            for name in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+                launcher.process.send_signal(name)
+            assert launcher.process.wait(timeout=10) == 130
+        launcher.footprint.assert_gone()
+
+
 def test_a_server_that_dies_is_reported_with_the_end_of_its_log(
     toy_repository: Repository, tmp_path: Path
 ) -> None:
