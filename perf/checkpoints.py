@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from qwen3_tts_engine.tiny import PUBLISHED_0B6, TINY, build
+from qwen3_tts_engine.tiny import PUBLISHED_0B6, SMALL, TINY, build
 from report import ROOT, progress
 
 HOME = ROOT / "checkpoints" / "bench"
-SHAPES = {"tiny": replace(TINY, mean_frames=None), "published-0.6b": PUBLISHED_0B6}
+SHAPES = {
+    "tiny": replace(TINY, mean_frames=None),
+    "small": replace(SMALL, mean_frames=None),
+    "published-0.6b": PUBLISHED_0B6,
+}
 
 
 def build_endless(shape: str, task: str = "custom_voice") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from qwen3_tts_engine.config import EngineConfig
+from qwen3_tts_engine.device import Graphs
 from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.errors import SpeechError
 from qwen3_tts_engine.request import SpeechRequest
@@ -97,12 +99,16 @@ class Contestant(Protocol):
 
 
 class Stopwatch:
-    """Runs from its making; keeps the codec's time apart and notes when each frame's codes were there."""
+    """Runs from its making; keeps the codec's time apart and notes when each frame's codes were there.
+
+    Attributes:
+        frame_ends: the language models' cost up to the end of every frame.
+    """
 
     def __init__(self) -> None:
         self._start = Cost.now()
         self._codec = Cost()
-        self._frame_ends: list[Cost] = []
+        self.frame_ends: list[Cost] = []
 
     @contextmanager
     def codec(self) -> Iterator[None]:
@@ -111,13 +117,13 @@ class Stopwatch:
         self._codec += Cost.now() - start
 
     def end_frame(self) -> None:
-        self._frame_ends.append(self._language_models())
+        self.frame_ends.append(self._language_models())
 
     def elapsed_s(self) -> float:
         return self._total().wall_s
 
     def stop(self, utterances: Sequence[Utterance]) -> Spoken:
-        later = self._frame_ends[-1] - self._frame_ends[0]
+        later = self.frame_ends[-1] - self.frame_ends[0]
         return Spoken(utterances, self._total(), self._codec, later)
 
     def _total(self) -> Cost:
@@ -133,6 +139,7 @@ class Listener:
 
     stopwatch: Stopwatch
     cancelled: bool = False
+    is_live: bool = True
     first_audio_s: float = 0.0
     codes: list[NDArray[np.int64]] = field(default_factory=list)
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
@@ -152,22 +159,42 @@ class Listener:
 
 
 class OurEngine:
-    """The engine as the server configures it, stepped by hand."""
+    """The engine as the server configures it, stepped by hand.
 
-    def __init__(self, checkpoint: Path, dtype: str, device: str) -> None:
-        config = EngineConfig(checkpoint=str(checkpoint), dtype=dtype, device=device)
-        self._engine = Engine.load(config, TASK, base=checkpoint.parent)
+    Args:
+        graphs: who records steps; None: the device itself, if it can.
+        settings: more of its configuration, such as `weights="int8"`.
+    """
+
+    def __init__(
+        self, checkpoint: Path, dtype: str, device: str, graphs: Graphs | None = None, **settings: Any
+    ) -> None:
+        config = EngineConfig(checkpoint=str(checkpoint), dtype=dtype, device=device, **settings)
+        self._engine = Engine.load(config, TASK, base=checkpoint.parent, graphs=graphs)
         self._stopwatch = Stopwatch()
         self._decode = self._engine.codec.decode
         self._engine.codec.decode = self._timed_decode  # type: ignore[method-assign]
 
     def speak(self, requests: Sequence[SpeechRequest]) -> Spoken:
+        return self.speak_arriving({0: requests})[0]
+
+    def speak_arriving(self, requests: Mapping[int, Sequence[SpeechRequest]]) -> tuple[Spoken, list[Cost]]:
+        """Requests by the step they come at -> what was spoken, and the language models' cost of each."""
         self._stopwatch = Stopwatch()
-        listeners = [self._submit(request) for request in requests]
-        while not self._engine.is_idle:
+        listeners = []
+        for step in itertools.count():
+            listeners += [self._submit(request) for request in requests.get(step, ())]
+            if self._engine.is_idle:
+                break
             self._engine.step()
             self._stopwatch.end_frame()
-        return self._stopwatch.stop([listener.utterance for listener in listeners])
+        ends = [Cost(), *self._stopwatch.frame_ends]
+        costs = [end - start for start, end in itertools.pairwise(ends)]
+        return self._stopwatch.stop([listener.utterance for listener in listeners]), costs
+
+    def warm_up(self) -> None:
+        """What a server does before its first caller: the threads it computes on are chosen here, too."""
+        self._engine.warm_up()
 
     def _submit(self, request: SpeechRequest) -> Listener:
         listener = Listener(self._stopwatch)
@@ -178,14 +205,18 @@ class OurEngine:
         """The one place that sees every frame of every slot, still as codes."""
         for slot, frames in chunks.items():
             listener = self._engine.scheduler.running[slot].sink
-            assert isinstance(listener, Listener)
-            listener.codes.extend(frames)
+            if isinstance(listener, Listener):  # nobody listens to a warm-up
+                listener.codes.extend(frames)
         with self._stopwatch.codec():
             return self._decode(chunks)
 
 
 class Upstream:
-    """`qwen_tts` with the same weights; several requests become one static batch."""
+    """`qwen_tts` with the same weights; several requests become one static batch.
+
+    It runs until its longest row has ended. What the others say meanwhile nobody asked for: they are cut
+    where their end would be, before the codec sees them, as upstream itself cuts a row that ended by itself.
+    """
 
     def __init__(self, checkpoint: Path, dtype: str, device: str) -> None:
         qwen_tts = import_qwen_tts()
@@ -196,6 +227,7 @@ class Upstream:
         self._tts = qwen_tts.Qwen3TTSModel.from_pretrained(str(checkpoint), **dtype_and_device)
         self._stopwatch = Stopwatch()
         self._codes: list[torch.Tensor] = []
+        self._lengths: list[int] = []
         self._decode = self._tts.model.speech_tokenizer.decode
         self._tts.model.speech_tokenizer.decode = self._timed_decode
         self._tts.model.talker.register_forward_hook(self._after_talker)
@@ -203,13 +235,15 @@ class Upstream:
     def speak(self, requests: Sequence[SpeechRequest]) -> Spoken:
         self._stopwatch = Stopwatch()
         assert requests[0].seed is not None
-        assert requests[0].max_frames is not None
+        self._lengths = [r.max_frames for r in requests if r.max_frames is not None]
         torch.manual_seed(requests[0].seed)  # the one generator there is, for all rows
         waveforms, _ = self._tts.generate_custom_voice(
             text=[r.text for r in requests],
             speaker=[r.speaker for r in requests],
             language=[r.language for r in requests],
-            max_new_tokens=requests[0].max_frames + 1,  # the last token never becomes a frame
+            do_sample=requests[0].talker.do_sample,
+            subtalker_dosample=requests[0].subtalker.do_sample,
+            max_new_tokens=max(self._lengths) + 1,  # the last token never becomes a frame
         )
         heard_s = self._stopwatch.elapsed_s()
         codes = [c.cpu().numpy() for c in self._codes]
@@ -223,6 +257,8 @@ class Upstream:
             self._stopwatch.end_frame()
 
     def _timed_decode(self, items: list[dict[str, torch.Tensor]]) -> tuple[list[NDArray[np.float32]], int]:
-        self._codes = [item["audio_codes"] for item in items]
+        self._codes = [
+            item["audio_codes"][:length] for item, length in zip(items, self._lengths, strict=True)
+        ]
         with self._stopwatch.codec():
-            return self._decode(items)
+            return self._decode([{"audio_codes": codes} for codes in self._codes])

@@ -19,8 +19,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from checkpoints import SHAPES, build_endless
+from plots import line_plot, once
 from qwen3_tts_client import SpeechClient
-from report import MachineMeter, Provenance, Report, Spread, device_kind, progress, table
+from report import (
+    MachineMeter,
+    Provenance,
+    Report,
+    Spread,
+    add_results_option,
+    device_kind,
+    progress,
+    table,
+)
 from serving import serving
 
 MODEL = "qwen3_tts_custom_voice"
@@ -120,10 +130,8 @@ def main() -> None:
         play(tts, options.callers[-1:], WARM_UP_FRAMES)
         rounds = [play(tts, callers, options.max_frames) for callers in orders(options)]
         provenance = Provenance.of(meter)  # while the server still runs: its time is not the others'
-    report = write_up([Load.of(callers, rounds) for callers in options.callers], options, provenance)
-    print(report.markdown())
-    for path in report.write():
-        progress(f"wrote {path}")
+    loads = [Load.of(callers, rounds) for callers in options.callers]
+    write_up(loads, options, provenance).publish(options.results)
 
 
 @contextmanager
@@ -181,7 +189,16 @@ def write_up(loads: Sequence[Load], options: argparse.Namespace, provenance: Pro
         sections=[table(COLUMNS, [row(load) for load in loads]), *verdict(loads, options.max_frames)],
         figures={"max_frames": options.max_frames, "loads": [asdict(load) for load in loads]},
         provenance=provenance,
+        plots={"First audio by callers": first_audio_plot(loads)},
     )
+
+
+def first_audio_plot(loads: Sequence[Load]) -> str:
+    lines = {
+        "half of the callers": {load.callers: once(1000 * load.first_audio_p50_s) for load in loads},
+        "95 % of them": {load.callers: once(1000 * load.first_audio_p95_s) for load in loads},
+    }
+    return line_plot(lines, "callers who start together", "first audio, ms")
 
 
 def method(options: argparse.Namespace) -> str:
@@ -240,6 +257,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--timeout-s", type=float, default=120.0, help="for each chunk (default: %(default)s)"
     )
+    add_results_option(parser)
     options = parser.parse_args()
     options.callers = sorted({1, *options.callers})  # one caller is what the others are compared with
     return options

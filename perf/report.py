@@ -11,8 +11,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -132,6 +133,7 @@ class Report:
         method: how it was measured, in words.
         sections: Markdown, one string each.
         figures: the same figures for programs; dataclasses turned into plain values.
+        plots: the same figures for the eye: SVG by title.
     """
 
     title: str
@@ -140,19 +142,38 @@ class Report:
     sections: Sequence[str]
     figures: Mapping[str, object]
     provenance: Provenance
+    plots: Mapping[str, str] = field(default_factory=dict)
 
-    def write(self) -> list[Path]:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{self.name}"
-        contents = {".json": self._json(), ".md": self.markdown()}
-        for extension, content in contents.items():
-            path.with_name(path.name + extension).write_text(content, encoding="utf-8")
-        return [path.with_name(path.name + extension) for extension in contents]
+    def write(self, directory: Path = RESULTS) -> list[Path]:
+        directory.mkdir(parents=True, exist_ok=True)
+        contents = {
+            f"{self._stem}.json": self._json(),
+            f"{self._stem}.md": self.markdown(),
+            **{self._plot_file(title): svg for title, svg in self.plots.items()},
+        }
+        for name, content in contents.items():
+            (directory / name).write_text(content, encoding="utf-8")
+        return [directory / name for name in contents]
+
+    def publish(self, directory: Path) -> None:
+        """Show it and write it."""
+        print(self.markdown())
+        for path in self.write(directory):
+            progress(f"wrote {path}")
 
     def markdown(self) -> str:
         method = textwrap.fill(self.method.strip(), LINE_WIDTH)
         origin = "\n".join(self.provenance.lines())
-        return "\n\n".join([f"# {self.title}", *self.sections, f"## Method\n\n{method}", origin]) + "\n"
+        plots = [f"![{title}]({self._plot_file(title)})" for title in self.plots]
+        parts = [f"# {self.title}", *self.sections, *plots, f"## Method\n\n{method}", origin]
+        return "\n\n".join(parts) + "\n"
+
+    @property
+    def _stem(self) -> str:
+        return f"{time.strftime('%Y-%m-%d')}-{self.name}"
+
+    def _plot_file(self, title: str) -> str:
+        return f"{self._stem}-{'-'.join(title.lower().replace(',', '').split())}.svg"
 
     def _json(self) -> str:
         document = {
@@ -176,6 +197,22 @@ def device_kind() -> str:
 
 def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def add_results_option(parser: ArgumentParser) -> None:
+    """Where the report goes; one's own experiments need not lie among those that are quoted."""
+    parser.add_argument("--results", type=Path, default=RESULTS, help="directory (default: perf/results)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads an option that is a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        if int(text) < least:
+            raise ArgumentTypeError(f"{text} is too few; at least {least}")
+        return int(text)
+
+    return read
 
 
 def _figure(value: float) -> str:

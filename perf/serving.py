@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -34,3 +36,10 @@ def serving(models: Sequence[str], environment: Mapping[str, str], log: str) -> 
     )
     with running_server(config) as server:
         yield server
+
+
+def counted(server: Server, series: str, model: str = "qwen3_tts_custom_voice") -> float:
+    """What a model's series on the server's metrics page stands at, such as `qwen3_tts_step_seconds_sum`."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=20) as page:
+        lines = re.findall(rf"^{series}\{{(.*)\}} (\S+)$", page.read().decode(), flags=re.MULTILINE)
+    return sum(float(value) for labels, value in lines if f'model="{model}"' in labels)

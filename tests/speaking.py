@@ -11,11 +11,13 @@ from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.errors import SpeechError
 from qwen3_tts_engine.request import SpeechRequest
 from qwen3_tts_engine.scheduler import Plan
-from qwen3_tts_engine.sequence import Chunk, Sequence
+from qwen3_tts_engine.sequence import Chunk
 
 
 class Listener:
     """A sink that remembers. `leave()` is what a caller does who has heard enough."""
+
+    is_live = True
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
@@ -87,17 +89,17 @@ class Speaker:
     @property
     def has_room(self) -> bool:
         inside = self.engine.num_inside
-        return inside < self.engine.config.slots + self.engine.config.waiting_room
+        return inside < self.engine.slots + self.engine.config.waiting_room
 
     @staticmethod
     def _overhear(engine: Engine) -> None:
         """Note the frames, which a sink never sees."""
         commit = engine.scheduler.commit
 
-        def noting_commit(plan: Plan, codes: NDArray[np.int64]) -> list[Sequence]:
+        def noting_commit(plan: Plan, codes: NDArray[np.int64]) -> None:
             for sequence, frame in zip(plan.rows, codes, strict=True):
                 if frame[0] != engine.scheduler.eos and isinstance(sequence.sink, Listener):
                     sequence.sink.frames.append(frame)
-            return commit(plan, codes)
+            commit(plan, codes)
 
         engine.scheduler.commit = noting_commit  # type: ignore[method-assign]

@@ -8,12 +8,18 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from qwen3_tts_engine.errors import ConfigError
+from qwen3_tts_engine.profile import PROFILES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DTYPES = ("auto", "float32", "bfloat16")
-LEAST = {"slots": 1, "waiting_room": 0, "max_frames": 1, "max_text_tokens": 8, "prefill_tokens": 1}
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "codec_dtype": ("float32", "bfloat16"),
+    "weights": ("full", "int8"),
+    "profile": tuple(PROFILES),
+}
+LEAST = {"slots": 1, "waiting_room": 0, "max_frames": 1, "max_text_tokens": 8, "memory_budget_mb": 1}
 
 # Which variable names a task's checkpoint; the rest is the same for all.
 CHECKPOINT_VARIABLES = {
@@ -25,7 +31,10 @@ VARIABLES = {
     "QWEN_TTS_TOKENIZER": "speech_tokenizer",
     "CUDA_DEVICE": "device",
     "MODEL_DTYPE": "dtype",
+    "CODEC_DTYPE": "codec_dtype",
+    "MODEL_WEIGHTS": "weights",
     "USE_FLASH_ATTENTION": "flash_attention",
+    "MODEL_PROFILE": "profile",
     "VOICE_STORE": "voice_store",
 }
 
@@ -83,29 +92,43 @@ class EngineConfig(CheckpointConfig):
     """What an operator may set of a model that speaks, beyond `CheckpointConfig`.
 
     Args:
-        dtype: of the language models; `auto` is bfloat16 on a GPU, else float32. The codec is float32.
+        dtype: of the language models; `auto` is bfloat16 on a GPU and on a processor that is faster with it
+            (tried at start), else float32.
+        codec_dtype: of the codec decoder. bfloat16 halves its time where the processor has it; float32 is
+            upstream's audio to the last bit but rounding.
+        weights: `int8` stores those of the language models' layers in 8 bits, for speed on a CPU; what is
+            spoken is then no longer upstream's.
         flash_attention: use flash-attn where it is installed and the device has it.
-        slots: utterances spoken at once.
+        slots: utterances spoken at once; None, in text `auto`, for as many as `memory_budget_mb` holds.
+        memory_budget_mb: what those slots may take, in millions of bytes; None, in text `auto`, for a quarter
+            of what is free when the model loads.
         waiting_room: utterances admitted beyond the slots, to start the moment one is free.
         max_frames: the longest utterance anyone may ask for; one frame is 80 ms.
         max_text_tokens: the longest text, and the longest instruction.
-        prefill_tokens: prompt tokens that may be read between two frames of running streams.
+        profile: what the scheduling is for: `latency`, `balanced` or `throughput`.
     """
 
     dtype: str = "auto"
+    codec_dtype: str = "float32"
+    weights: str = "full"
     flash_attention: bool = False
-    slots: int = 16
+    slots: int | None = 16
+    memory_budget_mb: int | None = None
     waiting_room: int = 2
     max_frames: int = 8191
     max_text_tokens: int = 4096
-    prefill_tokens: int = 512
+    profile: str = "balanced"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
         for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -140,6 +163,15 @@ def _integer(name: str, text: str) -> int:
         raise ConfigError(f"{name} is {text!r}; it must be a whole number") from None
 
 
+def _integer_or_auto(name: str, text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}; it must be a whole number or auto") from None
+
+
 def _boolean(name: str, text: str) -> bool:
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in values:
@@ -147,4 +179,9 @@ def _boolean(name: str, text: str) -> bool:
     return values[text.lower()]
 
 
-_READERS = {"int": _integer, "bool": _boolean, "str": lambda name, text: text}
+_READERS = {
+    "int": _integer,
+    "int | None": _integer_or_auto,
+    "bool": _boolean,
+    "str": lambda name, text: text,
+}

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +17,28 @@ import torch
 from qwen3_tts_engine import metrics as families
 from qwen3_tts_engine.codec_stream import CodecStream
 from qwen3_tts_engine.config import EngineConfig
+from qwen3_tts_engine.device import Graphs
 from qwen3_tts_engine.errors import Cancelled, ConfigError, EngineFailed, Overloaded, SpeechError
+from qwen3_tts_engine.memory import SlotMemory, choose_slots
 from qwen3_tts_engine.metrics import Metrics, NoMetrics
 from qwen3_tts_engine.model.checkpoint import Checkpoint, resolve
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.model.config import SpeechConfig
-from qwen3_tts_engine.model.layers import prompt_attention
+from qwen3_tts_engine.model.layers import attention_kernels
+from qwen3_tts_engine.model.precision import choose_dtype, expect_int8
 from qwen3_tts_engine.model.prompt import PromptWriter
 from qwen3_tts_engine.model.text import TextTokenizer
+from qwen3_tts_engine.profile import PROFILES
 from qwen3_tts_engine.request import FRAMES_PER_SECOND, SAMPLE_RATE, SpeechRequest, VoicePrompt
 from qwen3_tts_engine.runner import ModelRunner
-from qwen3_tts_engine.scheduler import Move, Scheduler
+from qwen3_tts_engine.scheduler import Due, Move, Scheduler
 from qwen3_tts_engine.sequence import AudioSink, Chunk, Sequence, frame_cap
 
 logger = logging.getLogger(__name__)
 
 SILENCE = np.zeros(0, np.float32)
 GONE_POLL_S = 0.01  # how often somebody waiting at the door is asked whether they are still there
-WARM_UP_FRAMES = 16  # enough to meet the first four chunk sizes
+WARM_UP_FRAMES = 16  # enough to meet the first chunk lengths
 REHEARSED_FRAMES = 4
 REHEARSALS = 3
 
@@ -51,8 +56,9 @@ class Engine:
         checkpoint: Checkpoint,
         device: torch.device,
         clock: Callable[[], float] = time.monotonic,
+        graphs: Graphs | None = None,
     ) -> None:
-        dtype = _dtype(config.dtype, device)
+        dtype = choose_dtype(config.dtype, device, checkpoint.config.talker, clock)
         self.config = config
         self.device = device
         self.speech_config = checkpoint.config
@@ -62,18 +68,23 @@ class Engine:
         self._prompts = PromptWriter(
             checkpoint.config, TextTokenizer(checkpoint.path), config.max_text_tokens
         )
-        weights = checkpoint.talker_weights(dtype, device)
-        attend_prompt = prompt_attention(config.flash_attention, device, dtype)
-        self.runner = ModelRunner(weights, checkpoint.config, config.slots, attend_prompt)
-        weights.expect_taken()
-        codec_weights = checkpoint.codec_weights(torch.float32, device)
+        if config.weights == "int8":
+            expect_int8(device)
+        weights = checkpoint.talker_weights(dtype, device, int8_layers=config.weights == "int8")
+        codec_weights = checkpoint.codec_weights(getattr(torch, config.codec_dtype), device)
         decoder = CodecDecoder(codec_weights, checkpoint.codec_config)
         codec_weights.expect_taken()
-        self.codec = CodecStream(decoder, config.slots, device)
-        eos = checkpoint.config.talker.codec_eos_token_id
-        self.scheduler = Scheduler(config.slots, config.prefill_tokens, eos)
+        talker = checkpoint.config.talker
+        slot = SlotMemory.of(talker, dtype, decoder.blank_past(1))
+        self.slots = choose_slots(config, slot, talker, device, checkpoint.talker_bytes(dtype))
+        graphs = Graphs.on(device) if graphs is None else graphs
+        attention = attention_kernels(config.flash_attention, device, dtype)
+        self.runner = ModelRunner(weights, checkpoint.config, self.slots, attention, graphs)
+        weights.expect_taken()
+        self.codec = CodecStream(decoder, self.slots, device, graphs)
+        self.scheduler = Scheduler(self.slots, PROFILES[config.profile], talker.codec_eos_token_id)
 
-        self._capacity = config.slots + config.waiting_room
+        self._capacity = self.slots + config.waiting_room
         self._door = threading.Condition()  # guards the five below
         self._arrivals: deque[Sequence] = deque()
         self._announced = 0  # requests that were not settled yet
@@ -82,7 +93,15 @@ class Engine:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def load(cls, config: EngineConfig, task: str, base: Path, triton_device: str = "cpu") -> Engine:
+    def load(
+        cls,
+        config: EngineConfig,
+        task: str,
+        base: Path,
+        triton_device: str = "cpu",
+        clock: Callable[[], float] = time.monotonic,
+        graphs: Graphs | None = None,
+    ) -> Engine:
         """An engine for the checkpoint the configuration names.
 
         Args:
@@ -90,6 +109,8 @@ class Engine:
             task: the kind the checkpoint must be of: custom_voice, voice_design or base.
             base: where relative checkpoint paths start.
             triton_device: what `device: auto` stands for.
+            clock: tells the seconds; when a listener runs dry is a matter of it.
+            graphs: who records steps; None: the device itself, if it can.
 
         Raises:
             ConfigError: for a checkpoint that is missing, broken, or of another kind.
@@ -99,7 +120,7 @@ class Engine:
         checkpoint.expect_task(task)
         device = choose_device(triton_device if config.device == "auto" else config.device)
         logger.info("loading %s on %s", checkpoint.path, device)
-        return cls(config, checkpoint, device)
+        return cls(config, checkpoint, device, clock, graphs)
 
     # --- any thread -------------------------------------------------------------------------------------
 
@@ -155,7 +176,7 @@ class Engine:
     def start(self, metrics: Metrics) -> None:
         """Begin to serve; from now on `step` is the engine thread's."""
         self.metrics = metrics
-        self.metrics.add(families.SLOTS, self.config.slots)
+        self.metrics.add(families.SLOTS, self.slots)
         self._thread = threading.Thread(target=self._serve, name="speech-engine", daemon=True)
         self._thread.start()
 
@@ -167,7 +188,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            self.metrics.add(families.SLOTS, -self.config.slots)
+            self.metrics.add(families.SLOTS, -self.slots)
 
     # --- the engine thread ------------------------------------------------------------------------------
 
@@ -180,12 +201,14 @@ class Engine:
             return
         self._seat(plan.newcomers)
         codes = self.runner.run(plan)
-        due = self.scheduler.commit(plan, codes)
-        self._deliver(due)
+        self.scheduler.commit(plan, codes)
+        self._deliver(self.scheduler.due(self._clock()))
         self.metrics.add(families.FRAMES, sum(codes[:, 0] != self.scheduler.eos))
 
     def warm_up(self) -> None:
         """Speak a few frames to nobody, so that the first caller does not pay for first times."""
+        self.runner.record()
+        self.codec.record(PROFILES[self.config.profile].ramp)
         self._rehearse(WARM_UP_FRAMES, voices=1)
         if self.device.type == "cpu":
             choose_num_threads(lambda: self._rehearse(REHEARSED_FRAMES, voices=4), self._clock)
@@ -197,12 +220,17 @@ class Engine:
             return self._inside
 
     @property
+    def is_serving(self) -> bool:
+        """Whether there is a thread that speaks."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def is_idle(self) -> bool:
         return self.num_inside == 0
 
     def _rehearse(self, num_frames: int, voices: int) -> None:
         words = _first_words(self.speech_config, min(num_frames, self.config.max_frames))
-        for _ in range(min(voices, self.config.slots)):
+        for _ in range(min(voices, self.slots)):
             self.submit(self.prepare(words, _Nobody()))
         while not self.is_idle:
             self.step()
@@ -253,19 +281,28 @@ class Engine:
             if voice is not None and voice.ref_codes is not None:
                 self.codec.remember(sequence.slot, voice.ref_codes)
 
-    def _deliver(self, due: list[Sequence]) -> None:
-        """Voice the chunks that are due, and let go of those who are done."""
-        samples = self.codec.decode({s.slot: s.take_pending() for s in due if s.pending})
-        for sequence in due:
-            self._write(sequence, samples.get(sequence.slot, SILENCE))
-        for sequence in due:
-            if sequence.finish_reason:
-                self._finish(sequence)
+    def _deliver(self, due: list[list[Due]]) -> None:
+        """Voice what is due, each group's before the next is decoded, and let go of those who are done."""
+        for together in due:
+            samples = self._voice(together)
+            for chunk in together:
+                self._write(chunk.sequence, samples.get(chunk.sequence.slot, SILENCE))
+        for chunk in chain.from_iterable(due):
+            if chunk.sequence.finish_reason:
+                self._finish(chunk.sequence)
+
+    def _voice(self, chunks: list[Due]) -> dict[int, np.ndarray]:
+        """Samples by slot; of chunks without a frame there are none."""
+        frames = {it.sequence.slot: it.sequence.take_pending(it.num_frames) for it in chunks if it.num_frames}
+        return self.codec.decode(frames)
 
     def _write(self, sequence: Sequence, samples: np.ndarray) -> None:
+        now_s = self._clock()
         if sequence.chunks_sent == 0:
-            self.metrics.observe(families.FIRST_AUDIO, self._clock() - sequence.arrived_s)
-        sequence.write(samples)
+            self.metrics.observe(families.FIRST_AUDIO, now_s - sequence.arrived_s)
+        if len(samples) and sequence.playback.has_run_dry(now_s):
+            self.metrics.add(families.UNDERRUNS)
+        sequence.write(samples, now_s)
         self.metrics.add(families.AUDIO_SECONDS, len(samples) / SAMPLE_RATE)
 
     def _finish(self, sequence: Sequence) -> None:
@@ -280,8 +317,7 @@ class Engine:
         if move:
             self.runner.move(move.source, move.target, move.sequence.position)
             self.codec.move(move.source, move.target)
-        if self.scheduler.is_idle:
-            self.runner.forget()
+        self.runner.forget(max((s.position for s in self.scheduler.running), default=0))
 
     def _dismiss(self, sequence: Sequence, error: SpeechError | None) -> Move | None:
         """Free the slot and the place at the door, and tell the caller; touches no device."""
@@ -303,6 +339,7 @@ class _Nobody:
     """A sink that drops what it is given."""
 
     cancelled = False
+    is_live = True
 
     def write(self, chunk: Chunk) -> None: ...
 
@@ -352,10 +389,3 @@ def choose_num_threads(rehearse: Callable[[], None], clock: Callable[[], float])
     best = min(times_s, key=lambda num_threads: min(times_s[num_threads]))
     torch.set_num_threads(best)
     logger.info("computing on %d of %d threads", best, given)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

@@ -32,6 +32,9 @@ WAITING = Family(
 )
 FRAMES = Family("qwen3_tts_frames_total", "counter", "Frames spoken, 80 ms each")
 AUDIO_SECONDS = Family("qwen3_tts_audio_seconds_total", "counter", "Audio handed to callers")
+UNDERRUNS = Family(
+    "qwen3_tts_underruns_total", "counter", "Chunks handed out after their listener had nothing left to play"
+)
 FIRST_AUDIO = Family(
     "qwen3_tts_time_to_first_audio_seconds",
     "histogram",
@@ -58,6 +61,7 @@ FAMILIES = (
     WAITING,
     FRAMES,
     AUDIO_SECONDS,
+    UNDERRUNS,
     FIRST_AUDIO,
     REAL_TIME_FACTOR,
     STEP,

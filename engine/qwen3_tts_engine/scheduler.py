@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_tts_engine.chunking import is_due
+from qwen3_tts_engine.chunking import due_frames, within
+from qwen3_tts_engine.profile import Profile
 from qwen3_tts_engine.sequence import Sequence
 
 
@@ -35,19 +36,27 @@ class Move:
     sequence: Sequence
 
 
+@dataclass(frozen=True)
+class Due:
+    """A chunk to voice in this step: a sequence's oldest frames; none for an end on a chunk's border."""
+
+    sequence: Sequence
+    num_frames: int
+
+
 class Scheduler:
     """Slots are claimed in `schedule` and released in `release`; nobody else touches them.
 
     Args:
         slots: sequences that speak at once.
-        prefill_tokens: prompt tokens read between two frames while others are speaking. A single longer
-            prompt is read alone: a step holds at most one prefill, and one whenever a slot is free.
+        profile: how a step is divided. A prompt longer than its `prefill_tokens` is read alone: a step holds
+            at most one prefill, and one whenever a slot is free.
         eos: the first code that ends an utterance.
     """
 
-    def __init__(self, slots: int, prefill_tokens: int, eos: int) -> None:
+    def __init__(self, slots: int, profile: Profile, eos: int) -> None:
         self._slots = slots
-        self._prefill_tokens = prefill_tokens
+        self._profile = profile
         self.eos = eos
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -65,14 +74,28 @@ class Scheduler:
         newcomers = list(self._claim_slots())
         return Plan(running, newcomers)
 
-    def commit(self, plan: Plan, codes: NDArray[np.int64]) -> list[Sequence]:
-        """Give every row its frame, codes [rows, 16]; return those whose next chunk is due."""
+    def commit(self, plan: Plan, codes: NDArray[np.int64]) -> None:
+        """Give every row its frame, codes [rows, 16]."""
         for sequence, frame in zip(plan.rows, codes, strict=True):
             if frame[0] == self.eos:
                 sequence.finish_reason = "stop"
             else:
                 sequence.add_frame(frame)
-        return [s for s in plan.rows if s.finish_reason or is_due(len(s.pending), s.chunks_sent)]
+
+    def due(self, now_s: float) -> list[list[Due]]:
+        """The chunks to voice in this step, those of one length together, the most wanted first.
+
+        First ones and last ones always are: somebody waits for the one, a slot for the other. What they leave
+        of the step's budget goes to the listeners who run dry first. The budget is never less than what a
+        step speaks, or what waits to be voiced would grow without end.
+        """
+        first = [s for s in self.running if not s.chunks_sent]
+        last = [s for s in self.running if s.chunks_sent and s.finish_reason]
+        others = [s for s in self.running if s.chunks_sent and not s.finish_reason]
+        at_once = [Due(s, len(s.pending)) for s in (*first, *last)]
+        budget = max(self._profile.codec_frames, len(self.running))
+        left = budget - sum(chunk.num_frames for chunk in at_once)
+        return _by_length([*at_once, *self._share(left, others, now_s)])
 
     def cancelled(self) -> list[Sequence]:
         """Those nobody listens to any more."""
@@ -92,6 +115,16 @@ class Scheduler:
         last.slot = hole
         return move
 
+    def _share(self, budget: int, sequences: list[Sequence], now_s: float) -> list[Due]:
+        """Who gets how much of a budget of frames; those who run dry first come first."""
+        in_need = sorted(sequences, key=lambda s: s.playback.dry_s)
+        granted = within(budget, self._profile.ramp, [self._due_frames(s, now_s) for s in in_need])
+        return [Due(s, frames) for s, frames in zip(in_need, granted, strict=True) if frames]
+
+    def _due_frames(self, sequence: Sequence, now_s: float) -> int:
+        slack_s, pace_s = sequence.playback.slack_s(now_s), sequence.pace_s(now_s)
+        return due_frames(len(sequence.pending), sequence.chunks_sent, slack_s, pace_s, self._profile)
+
     def _claim_slots(self) -> Iterable[Sequence]:
         """In order of arrival; prompts that are read together are padded to the longest of them."""
         longest = 0
@@ -99,7 +132,7 @@ class Scheduler:
             if not self.waiting:
                 return
             longest = max(longest, len(self.waiting[0].prompt))
-            if count > 1 and count * longest > self._prefill_tokens:
+            if count > 1 and count * longest > self._profile.prefill_tokens:
                 return
             yield self._claim(self.waiting.popleft())
 
@@ -107,3 +140,10 @@ class Scheduler:
         sequence.slot = len(self.running)
         self.running.append(sequence)
         return sequence
+
+
+def _by_length(chunks: Iterable[Due]) -> list[list[Due]]:
+    groups: dict[int, list[Due]] = {}
+    for chunk in chunks:
+        groups.setdefault(chunk.num_frames, []).append(chunk)
+    return list(groups.values())

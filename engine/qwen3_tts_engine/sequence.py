@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from qwen3_tts_engine.errors import InvalidRequest, SpeechError
-from qwen3_tts_engine.request import SpeechRequest
+from qwen3_tts_engine.playback import Playback
+from qwen3_tts_engine.request import SAMPLE_RATE, SpeechRequest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +71,10 @@ class AudioSink(Protocol):
     def cancelled(self) -> bool:
         """Whether nobody listens any more; asked before every step."""
 
+    @property
+    def is_live(self) -> bool:
+        """Whether each chunk is played as it comes; otherwise the utterance is wanted whole."""
+
     def write(self, chunk: Chunk) -> None:
         """Take the next chunk; must not block."""
 
@@ -91,6 +97,10 @@ class Sequence:
     chunks_sent: int = 0
     pending: list[NDArray[np.int64]] = field(default_factory=list)  # frames not yet voiced, [16] each
     finish_reason: FinishReason | None = None
+    playback: Playback = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.playback = Playback(dry_s=self.arrived_s if self.sink.is_live else math.inf)
 
     @property
     def position(self) -> int:
@@ -109,11 +119,19 @@ class Sequence:
         if self.num_frames == self.cap.frames:
             self.finish_reason = self.cap.reason
 
-    def take_pending(self) -> list[NDArray[np.int64]]:
-        frames, self.pending = self.pending, []
+    def pace_s(self, now_s: float) -> float:
+        """How long a frame has taken since the first one was handed out; 0 before the second."""
+        started_s = self.playback.started_s
+        return 0.0 if started_s is None else (now_s - started_s) / max(1, self.num_frames - 1)
+
+    def take_pending(self, num_frames: int) -> list[NDArray[np.int64]]:
+        """The next frames to be voiced, oldest first."""
+        frames, self.pending = self.pending[:num_frames], self.pending[num_frames:]
         return frames
 
-    def write(self, samples: NDArray[np.float32]) -> None:
-        """Send what the frames before `take_pending` sounded like; the last chunk says why it is the last."""
-        self.sink.write(Chunk(samples, self.chunks_sent, self.num_frames, self.finish_reason))
+    def write(self, samples: NDArray[np.float32], now_s: float) -> None:
+        """Hand out what the frames taken last sound like; the last chunk says why it is the last."""
+        self.playback.hear(len(samples) / SAMPLE_RATE, now_s)
+        num_voiced = self.num_frames - len(self.pending)
+        self.sink.write(Chunk(samples, self.chunks_sent, num_voiced, self.finish_reason))
         self.chunks_sent += 1

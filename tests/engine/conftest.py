@@ -32,11 +32,12 @@ def upstream(tiny_checkpoints: Path) -> Callable[[str], Upstream]:
 
 @pytest.fixture(scope="session")
 def load_engine(tiny_checkpoints: Path) -> Callable[..., Engine]:
-    """A fresh engine, not started: tests step it by hand."""
+    """A fresh engine, not started: tests step it by hand, and its time stands still."""
 
     def load(name: str = "custom_voice", task: str = "", **config: object) -> Engine:
         settings = EngineConfig(checkpoint=name, device="cpu", **config)  # type: ignore[arg-type]
-        return Engine.load(settings, task=task or name.removesuffix("_0b6"), base=tiny_checkpoints)
+        task = task or name.removesuffix("_0b6")
+        return Engine.load(settings, task, tiny_checkpoints, clock=lambda: 0.0)
 
     return load
 

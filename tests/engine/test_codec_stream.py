@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from qwen3_tts_engine import codec_stream
 from qwen3_tts_engine.codec_stream import CodecStream
 from qwen3_tts_engine.model.checkpoint import Checkpoint
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
@@ -84,6 +85,25 @@ def test_slots_at_different_places_decode_together_as_if_alone(stream: CodecStre
             samples[slot].append(piece)
     for slot, codes in ((0, early), (1, late)):
         assert np.abs(np.concatenate(samples[slot]) - oracle.decode(codes)).max() <= TOLERANCE
+
+
+def test_more_frames_than_are_decoded_well_at_once_are_decoded_in_turn(
+    decoder: CodecDecoder, oracle: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, whole = CodecStream(decoder, 5, CPU), CodecDecoder.decode
+    rows_at_once: list[int] = []
+
+    def noted(self: CodecDecoder, codes: torch.Tensor, *past: torch.Tensor) -> object:
+        rows_at_once.append(len(codes))
+        return whole(self, codes, *past)
+
+    monkeypatch.setattr(CodecDecoder, "decode", noted)
+    monkeypatch.setattr(codec_stream, "FRAMES_AT_ONCE", 8)
+    spoken = {slot: frames(4, seed=slot) for slot in range(5)}
+    decoded = stream.decode({slot: list(codes) for slot, codes in spoken.items()})
+    assert rows_at_once == [2, 2, 1]
+    for slot, codes in spoken.items():
+        assert np.abs(decoded[slot] - oracle.decode(codes)).max() <= TOLERANCE
 
 
 def test_a_slot_left_out_of_a_call_does_not_notice_it(stream: CodecStream, oracle: Upstream) -> None:

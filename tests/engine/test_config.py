@@ -39,12 +39,14 @@ def test_parameters_become_the_types_of_their_fields():
     [
         ({"slot": "4"}, "unknown parameter 'slot'; did you mean 'slots'?"),
         ({"zzz": "4"}, "unknown parameter 'zzz'; known are checkpoint, speech_tokenizer, device,"),
-        ({"slots": "many"}, "slots is 'many'; it must be a whole number"),
-        ({"slots": "1.5"}, "slots is '1.5'; it must be a whole number"),
+        ({"slots": "many"}, "slots is 'many'; it must be a whole number or auto"),
+        ({"slots": "1.5"}, "slots is '1.5'; it must be a whole number or auto"),
+        ({"memory_budget_mb": "0"}, "memory_budget_mb is 0; it must be at least 1"),
+        ({"max_frames": "1.5"}, "max_frames is '1.5'; it must be a whole number"),
         ({"slots": "0"}, "slots is 0; it must be at least 1"),
         ({"max_frames": "0"}, "max_frames is 0; it must be at least 1"),
         ({"max_text_tokens": "-1"}, "max_text_tokens is -1; it must be at least 8"),
-        ({"prefill_tokens": "0"}, "prefill_tokens is 0; it must be at least 1"),
+        ({"profile": "fast"}, "profile is 'fast'; it must be one of latency, balanced, throughput"),
         ({"waiting_room": "-1"}, "waiting_room is -1; it must be at least 0"),
         ({"flash_attention": "maybe"}, "flash_attention is 'maybe'; it must be true or false"),
         ({"dtype": "int8"}, "dtype is 'int8'; it must be one of auto, "),
@@ -54,6 +56,11 @@ def test_a_parameter_that_means_nothing_is_refused_by_name(parameter, complaint)
     with pytest.raises(ConfigError) as refusal:
         EngineConfig.from_parameters(HERE | parameter)
     assert str(refusal.value).startswith(complaint)
+
+
+def test_slots_and_their_budget_may_be_left_to_the_engine():
+    config = EngineConfig.from_parameters(HERE | {"slots": "auto", "memory_budget_mb": "auto"})
+    assert (config.slots, config.memory_budget_mb) == (None, None)
 
 
 def test_a_model_without_a_checkpoint_is_refused_by_name(tmp_path):
@@ -81,11 +88,22 @@ def test_the_environment_wins_over_parameters(task):
         "QWEN_TTS_TOKENIZER": "a/tokenizer",
         "CUDA_DEVICE": "cuda:1",
         "MODEL_DTYPE": "float32",
+        "CODEC_DTYPE": "bfloat16",
+        "MODEL_WEIGHTS": "int8",
         "USE_FLASH_ATTENTION": "1",
+        "MODEL_PROFILE": "latency",
     }
     given = EngineConfig("here", slots=4, dtype="bfloat16")
     assert given.overridden_by(environment, task) == EngineConfig(
-        "there", "a/tokenizer", "cuda:1", "float32", flash_attention=True, slots=4
+        "there",
+        "a/tokenizer",
+        "cuda:1",
+        "float32",
+        codec_dtype="bfloat16",
+        weights="int8",
+        flash_attention=True,
+        slots=4,
+        profile="latency",
     )
 
 

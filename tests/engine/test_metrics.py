@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from qwen3_tts_engine import metrics as families
@@ -26,6 +27,7 @@ PUBLISHED = {
     "qwen3_tts_waiting_requests": ("gauge", "", set()),
     "qwen3_tts_frames_total": ("counter", "", set()),
     "qwen3_tts_audio_seconds_total": ("counter", "", set()),
+    "qwen3_tts_underruns_total": ("counter", "", set()),
     "qwen3_tts_time_to_first_audio_seconds": ("histogram", "", set()),
     "qwen3_tts_real_time_factor": ("histogram", "", set()),
     "qwen3_tts_step_seconds": ("histogram", "", set()),
@@ -77,8 +79,9 @@ def counted(quiet_engine):
     quiet_engine.metrics = NoMetrics()
 
 
-def submit(engine, request=HELLO):
+def submit(engine, request=HELLO, is_live=True):
     listener = Listener()
+    listener.is_live = is_live
     engine.expect(1)
     engine.submit(engine.prepare(request, listener))
     return listener
@@ -183,3 +186,46 @@ def test_the_real_time_factor_is_the_wait_for_the_last_chunk_per_second_spoken(q
     finish(quiet_engine)
     spoken_s = len(listener.samples) / 24_000
     assert counted.values[families.REAL_TIME_FACTOR.name] == [pytest.approx(4.0 / spoken_s)]
+
+
+def interrupted(engine, clock, **kind):
+    """An utterance whose second chunk comes half a second after the first, and the others at once."""
+    clock.now = 100.0
+    submit(engine, **kind)
+    engine.step()
+    clock.now = 100.5
+    finish(engine)
+
+
+def test_a_chunk_handed_out_after_its_listener_ran_dry_is_an_underrun(quiet_engine, counted, clock):
+    interrupted(quiet_engine, clock)
+    assert counted.total(families.UNDERRUNS) == 1
+
+
+def test_a_chunk_handed_out_in_time_is_none(quiet_engine, counted, clock):
+    clock.now = 100.0
+    submit(quiet_engine)
+    quiet_engine.step()
+    clock.now = 100.079
+    finish(quiet_engine)
+    assert counted.total(families.UNDERRUNS) == 0
+
+
+def test_the_first_chunk_is_none_however_late_it_is(quiet_engine, counted, clock):
+    clock.now = 100.0
+    submit(quiet_engine)
+    clock.now = 160.0
+    finish(quiet_engine)
+    assert counted.total(families.UNDERRUNS) == 0
+
+
+def test_who_wants_the_utterance_whole_does_not_run_dry(quiet_engine, counted, clock):
+    interrupted(quiet_engine, clock, is_live=False)
+    assert counted.total(families.UNDERRUNS) == 0
+
+
+def test_an_end_that_brings_no_audio_is_none(quiet_engine, counted, clock):
+    sequence = quiet_engine.prepare(HELLO, Listener())
+    sequence.chunks_sent, sequence.playback.started_s, sequence.playback.dry_s = 1, 0.0, clock.now - 1.0
+    quiet_engine._write(sequence, np.zeros(0, np.float32))
+    assert counted.total(families.UNDERRUNS) == 0

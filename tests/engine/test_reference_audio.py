@@ -301,6 +301,13 @@ def test_a_file_that_was_cut_short_is_refused(decoder, kind, part):
     assert "was cut short" in complaint or "damaged" in complaint
 
 
+def test_an_mp3_that_ends_within_its_tag_was_cut_short(decoder):
+    file = recording("MP3 by ffmpeg", 1.5)
+    tag = max(file.find(b"Xing"), file.find(b"Info"))
+    for end in range(tag + 4, tag + 8):
+        assert "was cut short" in refusal(decoder, file[:end])
+
+
 # --- hostility --------------------------------------------------------------------------------------------
 
 

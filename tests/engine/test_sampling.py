@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qwen3_tts_engine.model.sampling import RowSampling, draw, penalise
+from qwen3_tts_engine.model.sampling import ANY, USUAL, DrawKind, RowSampling, draw, penalise
 from qwen3_tts_engine.request import Sampling
 
 VOCAB = 300
@@ -142,14 +142,34 @@ def test_drawing_leaves_logits_and_noise_as_they_were():
         ([GREEDY, GREEDY], {"any_sampled": False, "all_sampled": False, "any_top_p": False, "num_top": 0}),
         ([Sampling(top_k=0)], {"any_sampled": True, "all_sampled": True, "any_top_p": False, "num_top": 0}),
         ([Sampling(top_k=5), Sampling(top_k=9)], {"all_sampled": True, "num_top": 9}),
-        ([Sampling(top_k=5), GREEDY], {"any_sampled": True, "all_sampled": False, "num_top": VOCAB}),
+        ([Sampling(top_k=5), GREEDY], {"any_sampled": True, "all_sampled": False, "num_top": 5}),
+        ([Sampling(top_k=5), Sampling(top_k=0)], {"num_top": VOCAB}),
         ([GREEDY, Sampling(top_p=0.5)], {"any_top_p": True}),
         ([replace(GREEDY, top_p=0.5), Sampling()], {"any_top_p": False}),
     ],
 )
 def test_work_nobody_asks_for_is_skipped(samplings, skipped):
-    rows = RowSampling.of(samplings, VOCAB, CPU)
-    assert {name: getattr(rows, name) for name in skipped} == skipped
+    kind = DrawKind.of(samplings, VOCAB)
+    assert {name: getattr(kind, name) for name in skipped} == skipped
+
+
+@pytest.mark.parametrize("kind", [USUAL, ANY], ids=["usual", "any"])
+def test_a_kind_that_covers_another_draws_the_same_codes(kind):
+    batches = [[sampling] * 2 for sampling in [GREEDY, *SAMPLED]] + [MIXED, MIXED[:2], MIXED[1:6]]
+    covered = [rows for rows in batches if kind.covers(DrawKind.of(rows, VOCAB))]
+    assert covered
+    for rows in covered:
+        logits, noise = logits_of(len(rows)), noise_of(range(len(rows)))
+        settings = RowSampling.of(rows, VOCAB, CPU)
+        exact, covering = (draw(logits, settings.first(len(rows), k), noise) for k in (settings.kind, kind))
+        assert torch.equal(exact, covering), rows
+
+
+def test_some_recorded_kind_covers_whatever_is_asked_for():
+    assert all(ANY.covers(DrawKind.of(rows, VOCAB)) for rows in ([Sampling(top_k=0, top_p=0.5)], MIXED))
+    assert USUAL.covers(DrawKind.of([Sampling(), GREEDY], VOCAB))
+    assert not USUAL.covers(DrawKind.of([Sampling(top_k=65)], VOCAB))
+    assert not USUAL.covers(DrawKind.of([Sampling(top_k=0)], VOCAB))
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.05, 2.0, 0.5])

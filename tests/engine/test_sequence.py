@@ -14,6 +14,7 @@ LIMIT = 8191
 
 class Sink:
     cancelled = False
+    is_live = True
 
     def __init__(self):
         self.chunks = []
@@ -87,8 +88,9 @@ def test_frames_wait_in_order_and_are_taken_once():
     speaking = sequence()
     for code in range(3):
         speaking.add_frame(np.full(16, code))
-    assert [frame[0] for frame in speaking.take_pending()] == [0, 1, 2]
-    assert speaking.take_pending() == []
+    assert [frame[0] for frame in speaking.take_pending(2)] == [0, 1]
+    assert [frame[0] for frame in speaking.take_pending(2)] == [2]
+    assert speaking.take_pending(2) == []
 
 
 def test_chunks_are_counted_and_only_the_last_says_why_it_is_the_last():
@@ -96,9 +98,36 @@ def test_chunks_are_counted_and_only_the_last_says_why_it_is_the_last():
     for samples in (1920, 3840):
         for _ in range(samples // 1920):
             speaking.add_frame(FRAME)
-        speaking.write(np.zeros(samples, np.float32))
+        speaking.take_pending(2)
+        speaking.write(np.zeros(samples, np.float32), now_s=0.0)
     described = [(len(c.samples), c.index, c.num_frames, c.finish_reason) for c in speaking.sink.chunks]
     assert described == [(1920, 0, 1, None), (3840, 1, 3, "length")]
+
+
+def test_a_chunk_counts_the_frames_that_have_been_voiced_and_not_those_that_wait():
+    speaking = sequence()
+    for _ in range(5):
+        speaking.add_frame(FRAME)
+    speaking.take_pending(2)
+    speaking.write(np.zeros(3840, np.float32), now_s=0.0)
+    assert speaking.sink.chunks[0].num_frames == 2
+
+
+def test_a_listener_waits_from_their_arrival_on_and_then_plays_what_they_get():
+    speaking = sequence()
+    assert speaking.playback.dry_s == speaking.arrived_s
+    speaking.write(np.zeros(3840, np.float32), now_s=5.0)
+    assert speaking.playback.dry_s == pytest.approx(5.16)
+
+
+def test_pace_is_how_long_a_frame_has_taken_since_the_first_was_heard():
+    speaking = sequence()
+    assert speaking.pace_s(now_s=4.0) == 0
+    speaking.add_frame(FRAME)
+    speaking.write(np.zeros(1920, np.float32), now_s=5.0)
+    for _ in range(4):
+        speaking.add_frame(FRAME)
+    assert speaking.pace_s(now_s=5.5) == 0.125
 
 
 def test_two_utterances_with_the_same_words_are_two():

@@ -20,7 +20,13 @@ def load_model(
     tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., HostedModel]]:
     """`load_model(slots="1")`: the CustomVoice model with that parameter; let go after the test."""
-    for variable in ("QWEN_TTS_CUSTOM_VOICE_MODEL", "QWEN_TTS_TOKENIZER", "CUDA_DEVICE", "MODEL_DTYPE"):
+    for variable in (
+        "QWEN_TTS_CUSTOM_VOICE_MODEL",
+        "QWEN_TTS_TOKENIZER",
+        "CUDA_DEVICE",
+        "MODEL_DTYPE",
+        "MODEL_PROFILE",
+    ):
         monkeypatch.delenv(variable, raising=False)
     pb_utils.page.clear()
     hosted: list[HostedModel] = []

@@ -138,6 +138,14 @@ def test_nobody_is_sent_away_from_the_queue_before_the_promised_time(config):
         assert policy.timeout_action == ModelQueuePolicy.REJECT
 
 
+def test_nobody_chooses_how_long_to_wait_in_the_queue() -> None:
+    """A timeout of a few microseconds ends tritonserver 24.10."""
+    configs = [read_config(path.parent) for path in MODEL_REPOSITORY.glob("*/config.pbtxt")]
+    policies = [policy for config in configs for policy in queue_policies(config)]
+    assert len(policies) >= len(TALKERS)
+    assert not any(policy.allow_timeout_override for policy in policies)
+
+
 def test_there_is_a_queue_and_its_batches_fit_the_model(config):
     assert config.HasField("dynamic_batching")
     assert all(size <= config.max_batch_size for size in config.dynamic_batching.preferred_batch_size)

@@ -12,9 +12,9 @@ import pytest
 from fakes import triton_python_backend_utils as pb_utils
 from fakes.triton_python_backend_utils import TritonError
 from python_backend import MODEL_REPOSITORY, declared_outputs, load_model_py, read_config
-from qwen3_tts_engine.chunking import chunk_frames
 from qwen3_tts_engine.errors import Cancelled, EngineFailed, InvalidRequest, Overloaded
 from qwen3_tts_engine.metrics import OUTCOMES
+from qwen3_tts_engine.profile import PROFILES
 from qwen3_tts_engine.request import GenerationDefaults
 from qwen3_tts_engine.sequence import Chunk
 from qwen3_tts_engine.triton.errors import TABLE, outcome, triton_error
@@ -75,6 +75,11 @@ def executing(model, *calls):
     assert not thread.is_alive()
 
 
+def assert_same_audio(heard, expected):
+    """But for rounding, in floats or in int16: where chunks end depends on when a listener would run dry."""
+    np.testing.assert_allclose(heard, expected, rtol=0, atol=1 if np.abs(expected).max() > 1 else 1e-5)
+
+
 # --- what a caller hears ----------------------------------------------------------------------------------
 
 
@@ -85,9 +90,10 @@ def test_a_model_names_its_task():
 def test_an_utterance_comes_as_growing_chunks_and_the_last_says_why(talker):
     chunks = talker.ask(**HELLO).chunks
     assert [chunk.chunk_index for chunk in chunks] == list(range(len(chunks)))
-    assert [len(chunk.samples) // FRAME for chunk in chunks[:-1]] == [
-        chunk_frames(sent) for sent in range(len(chunks) - 1)
-    ]
+    lengths = [len(chunk.samples) // FRAME for chunk in chunks[:-1]]
+    assert lengths[0] == 1
+    assert 1 < max(lengths) <= 12
+    assert {*lengths} <= {*PROFILES["balanced"].ramp}
     heard = np.cumsum([len(chunk.samples) for chunk in chunks])
     assert [chunk.num_frames for chunk in chunks] == (heard // FRAME).tolist()
     assert [chunk.finish_reason for chunk in chunks] == [""] * (len(chunks) - 1) + ["length"]
@@ -107,7 +113,7 @@ def test_an_utterance_of_one_frame_is_one_chunk(talker):
 def test_without_streaming_there_is_exactly_one_response_and_it_sounds_the_same(talker):
     streamed = talker.ask(**HELLO)
     [whole] = talker.ask(**HELLO, stream=[False]).chunks
-    np.testing.assert_array_equal(whole.samples, streamed.samples)
+    assert_same_audio(whole.samples, streamed.samples)
     assert (whole.chunk_index, whole.num_frames, whole.finish_reason) == (0, 20, "length")
 
 
@@ -117,20 +123,20 @@ def test_pcm16_is_the_same_audio_rounded(talker, stream):
     encoded = talker.ask(**HELLO, stream=[stream], audio_encoding=["pcm16_base64"])
     assert len(encoded.samples) == 0
     pcm = b"".join(base64.b64decode(chunk.encoded_audio, validate=True) for chunk in encoded.chunks)
-    np.testing.assert_array_equal(np.frombuffer(pcm, "<i2"), np.rint(plain.samples * 32767))
+    assert_same_audio(np.frombuffer(pcm, "<i2"), np.rint(plain.samples * 32767))
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_every_wav_chunk_is_a_file_of_its_own(talker, stream):
     plain = talker.ask(**HELLO, stream=[stream])
     encoded = talker.ask(**HELLO, stream=[stream], audio_encoding=["wav_base64"])
-    assert len(encoded.chunks) == len(plain.chunks)
-    for chunk, same in zip(encoded.chunks, plain.chunks, strict=True):
+    pieces = []
+    for chunk in encoded.chunks:
         assert len(chunk.samples) == 0
         with wave.open(io.BytesIO(base64.b64decode(chunk.encoded_audio, validate=True))) as file:
             assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
-            pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-        np.testing.assert_array_equal(pcm, np.rint(same.samples * 32767))
+            pieces.append(np.frombuffer(file.readframes(file.getnframes()), "<i2"))
+    assert_same_audio(np.concatenate(pieces), np.rint(plain.samples * 32767))
 
 
 def test_rows_are_told_apart_and_final_waits_for_the_last(talker):
@@ -168,7 +174,7 @@ def test_requests_of_one_execute_are_answered_each_through_its_own_sender(talker
 def test_the_same_seed_sounds_the_same_and_another_or_none_does_not(talker):
     say = {"text": ["Hello world."], "max_frames": [20]}
     first, again, other = (talker.ask(**say, seed=[seed]).samples for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
+    assert_same_audio(first, again)
     assert not np.array_equal(first, other)
     unseeded = [talker.ask(**say).samples for _ in range(2)]
     assert not np.array_equal(*unseeded)
@@ -178,7 +184,7 @@ def test_an_empty_optional_input_is_as_good_as_none(talker):
     empty = {"language": [""], "speaker": [""], "instruct": [""], "audio_encoding": [""]}
     zero_length = {"temperature": np.zeros((1, 0), np.float32), "top_k": np.zeros((1, 0), np.int32)}
     plain = talker.ask(**HELLO)
-    np.testing.assert_array_equal(talker.ask(**HELLO, **empty, **zero_length).samples, plain.samples)
+    assert_same_audio(talker.ask(**HELLO, **empty, **zero_length).samples, plain.samples)
 
 
 # --- reading a request ------------------------------------------------------------------------------------
@@ -371,7 +377,7 @@ def test_after_a_failed_step_everyone_sounds_as_before(fragile):
     lost.sender.wait_for(2)
     fail.set()
     assert lost.error[0] == TritonError.INTERNAL
-    np.testing.assert_array_equal(model.ask(**HELLO).samples, before)
+    assert_same_audio(model.ask(**HELLO).samples, before)
 
 
 class DeadRunner:
@@ -529,6 +535,12 @@ def test_what_was_spoken_is_published_and_gauges_return_to_zero(talker):
     assert len(published("real_time_factor").observations) == 2
     assert len(published("step_seconds").observations) >= 20
     assert published("active_slots").value == published("waiting_requests").value == 0
+
+
+def test_a_model_is_ready_from_its_start_to_its_end(talker):
+    assert talker.model.is_ready()
+    talker.finalize()
+    assert not talker.model.is_ready()
 
 
 def test_a_server_without_metrics_still_speaks(load_model):

@@ -27,14 +27,20 @@ class Weights:
     Args:
         tensors: name to loader, the prefix already removed.
         dtype, device: what every taken tensor is converted to.
+        int8_layers: whether the products of decoder layers are to be made in int8.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Callable[[], torch.Tensor]], dtype: torch.dtype, device: torch.device
+        self,
+        tensors: Mapping[str, Callable[[], torch.Tensor]],
+        dtype: torch.dtype,
+        device: torch.device,
+        int8_layers: bool = False,
     ) -> None:
         self._tensors = dict(tensors)
         self.dtype = dtype
         self.device = device
+        self.int8_layers = int8_layers
         self._parts: list[Weights] = []
 
     def take(self, name: str) -> torch.Tensor:
@@ -59,7 +65,7 @@ class Weights:
         """Hand the tensors whose names start with `prefix` over to a module that will take them all."""
         names = [name for name in self._tensors if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): self._tensors.pop(name) for name in names}
-        self._parts.append(Weights(tensors, self.dtype, self.device))
+        self._parts.append(Weights(tensors, self.dtype, self.device, self.int8_layers))
         return self._parts[-1]
 
     def expect_taken(self) -> None:
@@ -103,8 +109,13 @@ class Checkpoint:
             repetition_penalty=raw.get("repetition_penalty", upstream.repetition_penalty),
         )
 
-    def talker_weights(self, dtype: torch.dtype, device: torch.device) -> Weights:
-        return _open_weights(self.path, dtype, device).below("talker.")
+    def talker_weights(self, dtype: torch.dtype, device: torch.device, int8_layers: bool = False) -> Weights:
+        return _open_weights(self.path, dtype, device, int8_layers).below("talker.")
+
+    def talker_bytes(self, dtype: torch.dtype) -> int:
+        """About what the talker's weights take in memory; the files hold bfloat16."""
+        on_disk = sum(file.stat().st_size for file in _weight_files(self.path))
+        return on_disk * dtype.itemsize // torch.bfloat16.itemsize
 
     def speaker_encoder_weights(self, dtype: torch.dtype, device: torch.device) -> Weights:
         return _open_weights(self.path, dtype, device).below("speaker_encoder.")
@@ -177,12 +188,14 @@ def _codec_config(own: Path, replacement: Path | None) -> CodecConfig:
     return config
 
 
-def _open_weights(directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
+def _open_weights(
+    directory: Path, dtype: torch.dtype, device: torch.device, int8_layers: bool = False
+) -> Weights:
     tensors: dict[str, Callable[[], torch.Tensor]] = {}
     for file in _weight_files(directory):
         handle = _open(file)
         tensors |= {name: _loader(handle, name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-    return Weights(tensors, dtype, device)
+    return Weights(tensors, dtype, device, int8_layers)
 
 
 def _open(file: Path) -> Any:

@@ -26,7 +26,7 @@ class CodeEmbedding:
         self.first = self._table[: len(first)]
         self.rest = self._table[len(first) :].unflatten(0, (len(rest), -1))
         starts = [0, *range(len(first), len(self._table), self.rest.shape[1])]
-        self._starts = torch.tensor(starts, device=first.device)
+        self._starts = torch.tensor(starts).to(first.device)
 
     def sum(self, codes: Tensor) -> Tensor:
         """What the talker hears of a frame: codes [B, 16] -> [B, D]."""

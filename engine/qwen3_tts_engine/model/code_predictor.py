@@ -10,7 +10,7 @@ from torch import Tensor
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.code_embedding import CodeEmbedding
 from qwen3_tts_engine.model.config import TalkerConfig
-from qwen3_tts_engine.model.layers import DecoderLayer, DecoderStack, RotaryTable, sdpa
+from qwen3_tts_engine.model.layers import DecoderLayer, DecoderStack, RotaryTable, sdpa, sdpa_cached
 from qwen3_tts_engine.model.linear import Linear
 from qwen3_tts_engine.model.sampling import RowSampling, draw
 
@@ -79,7 +79,7 @@ class CodePredictor:
         keys[:, :, position] = key[:, 0]
         values[:, :, position] = value[:, 0]
         seen = slice(0, position + 1)
-        return layer.attention.attend_cache(query, keys[:, :, seen], values[:, :, seen], None)
+        return layer.attention.join(sdpa_cached(query, keys[:, :, seen], values[:, :, seen], None))
 
     def _logits(self, x: Tensor, k: int) -> Tensor:
         return self._heads[k](self._stack.last_norm(x)).float()

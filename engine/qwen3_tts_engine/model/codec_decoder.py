@@ -4,12 +4,13 @@ Everything in it is causal, so what a call needs from the past is a fixed number
 history of each convolution, one input of each transposed convolution, the window of each attention layer.
 Kept between calls, that state makes the concatenated chunks equal the decode of all frames at once.
 
-Shapes: B rows, N frames, C channels, T positions. Source of the layers: `modeling_qwen3_tts_tokenizer_v2.py`
-of qwen-tts 0.1.1 (Qwen3TTSTokenizerV2Decoder).
+Shapes: B rows, N frames, T positions, C channels, always in this order. Source of the layers:
+`modeling_qwen3_tts_tokenizer_v2.py` of qwen-tts 0.1.1 (Qwen3TTSTokenizerV2Decoder).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from qwen3_tts_engine.model.config import CodecConfig
 from qwen3_tts_engine.model.layers import FeedForward, rms_norm, rotate
 from qwen3_tts_engine.model.linear import Linear
 
+WIDE = 384  # channels from which on a convolution is a product; measured on two cores at chunks of 1 to 12
 CONVOLUTIONS_SEE = 16  # frames; measured: 11 are too few, from 12 on the result is exact
 
 
@@ -34,7 +36,7 @@ class History:
         self._past = iter(past)
         self.updated: list[Tensor] = []
 
-    def extend(self, x: Tensor, length: int, axis: int = -1) -> Tensor:
+    def extend(self, x: Tensor, length: int, axis: int = 1) -> Tensor:
         """x with the `length` positions before it in front; its own last ones become the next call's past."""
         whole = torch.cat([self._recall(x, length, axis), x], axis)
         self.updated.append(whole.narrow(axis, whole.shape[axis] - length, length))
@@ -56,48 +58,70 @@ class BlankHistory(History):
         return x.new_zeros(shape)
 
 
-@dataclass
 class CausalConv:
-    """A convolution that sees only the past: [B, C, T] -> [B, C', T]."""
+    """A convolution over time that sees only the past: [B, T, C] -> [B, T, C'].
 
-    weight: Tensor
-    bias: Tensor
-    dilation: int = 1
-    groups: int = 1
+    A wide one is a product with the inputs of its kernel side by side. Its weights, which are most of the
+    decoder's and dwarf the few positions of a chunk, are then laid out for the processor once; a convolution
+    lays them out in every call.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1, groups: int = 1) -> None:
+        self._reach = (weight.shape[-1] - 1) * dilation
+        is_wide = groups == 1 and weight.shape[1] >= WIDE
+        self._convolve = (
+            _product(weight, bias, dilation) if is_wide else _convolution(weight, bias, dilation, groups)
+        )
 
     @classmethod
     def load(cls, weights: Weights, dilation: int = 1, groups: int = 1) -> CausalConv:
         return cls(weights.take("conv.weight"), weights.take("conv.bias"), dilation, groups)
 
     def __call__(self, x: Tensor, history: History) -> Tensor:
-        length = (self.weight.shape[-1] - 1) * self.dilation
-        if length:
-            x = history.extend(x, length)
-        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation, groups=self.groups)
+        return self._convolve(history.extend(x, self._reach) if self._reach else x)
 
 
-@dataclass
+Convolution = Callable[[Tensor], Tensor]
+"""[B, reach + T, C] -> [B, T, C']"""
+
+
+def _product(weight: Tensor, bias: Tensor, dilation: int) -> Convolution:
+    kernel = weight.shape[-1]
+    linear = Linear(weight.transpose(1, 2).flatten(1), bias)  # [C', kernel·C]
+
+    def convolve(x: Tensor) -> Tensor:
+        length = x.shape[1] - (kernel - 1) * dilation
+        return linear(torch.cat([x.narrow(1, k * dilation, length) for k in range(kernel)], -1))
+
+    return convolve
+
+
+def _convolution(weight: Tensor, bias: Tensor, dilation: int, groups: int) -> Convolution:
+    def convolve(x: Tensor) -> Tensor:
+        return F.conv1d(x.transpose(1, 2), weight, bias, dilation=dilation, groups=groups).transpose(1, 2)
+
+    return convolve
+
+
 class CausalUpsample:
-    """A transposed convolution: [B, C, T] -> [B, C', T·stride].
+    """A transposed convolution: [B, T, C] -> [B, T·stride, C'].
 
-    With a kernel of twice the stride an output mixes its own input with the one before; with a kernel of
-    one stride it needs no past.
+    With a kernel of twice the stride an output mixes its own input with the one before, with a kernel of one
+    stride it has only its own: so it is a convolution with a kernel of 2 or 1 that makes all `stride` outputs
+    of a position at once.
     """
 
-    weight: Tensor
-    bias: Tensor
-    stride: int
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int) -> None:
+        self._stride = stride
+        taps = weight.unflatten(-1, (-1, stride)).flip(2)  # [C, C', 1 or 2, stride], the oldest input first
+        self._conv = CausalConv(taps.permute(3, 1, 0, 2).flatten(0, 1), bias.repeat(stride))
 
     @classmethod
     def load(cls, weights: Weights, stride: int) -> CausalUpsample:
         return cls(weights.take("conv.weight"), weights.take("conv.bias"), stride)
 
     def __call__(self, x: Tensor, history: History) -> Tensor:
-        if self.weight.shape[-1] == self.stride:
-            return F.conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
-        length = x.shape[-1] * self.stride
-        y = F.conv_transpose1d(history.extend(x, 1), self.weight, self.bias, stride=self.stride)
-        return y.narrow(-1, self.stride, length)
+        return self._conv(x, history).unflatten(-1, (self._stride, -1)).flatten(1, 2)
 
 
 @dataclass
@@ -109,11 +133,11 @@ class Snake:
 
     @classmethod
     def load(cls, weights: Weights) -> Snake:
-        alpha, beta = (weights.take(name).exp()[:, None] for name in ("alpha", "beta"))
+        alpha, beta = (weights.take(name).exp() for name in ("alpha", "beta"))
         return cls(alpha, 1.0 / (beta + 1e-9))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.addcmul(x, torch.sin(x * self.alpha).square_(), self.inverse_beta)
+        return torch.addcmul(x, (x * self.alpha).sin_().square_(), self.inverse_beta)
 
 
 @dataclass
@@ -190,7 +214,7 @@ class Transformer:
     def __call__(self, x: Tensor, start: Tensor, history: History) -> Tensor:
         """start [B]: how many frames each row had before these."""
         positions = start[:, None] + torch.arange(x.shape[1], device=x.device)  # [B, N]
-        cos, sin = self._rotation(positions)
+        cos, sin = (table.to(x.dtype) for table in self._rotation(positions))
         mask = self._mask(positions)
         x = self._input(x)
         for layer in self._layers:
@@ -214,7 +238,7 @@ class Transformer:
 
 @dataclass
 class ConvNeXt:
-    """Depthwise convolution over time, then a feed-forward per position: [B, C, T] -> the same."""
+    """Depthwise convolution over time, then a feed-forward per position: [B, T, C] -> the same."""
 
     depthwise: CausalConv
     norm: tuple[Tensor, Tensor]  # weight, bias
@@ -233,10 +257,10 @@ class ConvNeXt:
         )
 
     def __call__(self, x: Tensor, history: History) -> Tensor:
-        y = self.depthwise(x, history).transpose(1, 2)
+        y = self.depthwise(x, history)
         y = F.layer_norm(y, y.shape[-1:], *self.norm, eps=1e-6)
         y = self.contract(F.gelu(self.expand(y)))
-        return x + (self.scale * y).transpose(1, 2)
+        return x + self.scale * y
 
 
 @dataclass
@@ -349,18 +373,17 @@ class CodecDecoder:
     def _contextualise(self, codes: Tensor, start: Tensor, history: History) -> Tensor:
         """Codes [B, N, 16] -> what each frame means after those before it, [B, N, latent]."""
         x = F.embedding(codes + self._offsets, self._codebooks).sum(2)  # [B, N, codebook_dim]
-        x = self._pre_conv(x.transpose(1, 2), history)
-        return self._transformer(x.transpose(1, 2), start, history)
+        return self._transformer(self._pre_conv(x, history), start, history)
 
     def _synthesise(self, x: Tensor, history: History) -> Tensor:
         """[B, N, latent] -> samples [B, N·1920]"""
-        x = x.transpose(1, 2)
         for upsample, convnext in self._upsample:
             x = convnext(upsample(x, history), history)
         x = self._first_conv(x, history)
         for block in self._blocks:
             x = block(x, history)
-        return self._last_conv(self._last_snake(x), history).squeeze(1).clamp(-1, 1)
+        samples = self._last_conv(self._last_snake(x), history).squeeze(-1)
+        return samples.to(torch.promote_types(samples.dtype, torch.float32)).clamp(-1, 1)
 
 
 def _projected_codebooks(weights: Weights, config: CodecConfig) -> Tensor:

@@ -14,25 +14,43 @@ class KVCache:
     """Per layer one tensor of keys and one of values, [slots, K, capacity, E].
 
     A slot's rows stay where they are from its first position to its last; `capacity` is what the longest
-    utterance in flight needs, rounded up to blocks, and shrinks to one block when nobody is left.
+    utterance in flight needs, rounded up to blocks; it shrinks when that one ends and the rest need little.
+
+    Args:
+        resident: positions whose memory is kept while a longer utterance has the cache elsewhere, and to
+            which the cache returns as soon as everyone fits again: what a captured graph reads must not move.
+            0: nothing is kept.
     """
 
-    def __init__(self, config: DecoderConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        resident: int = 0,
+    ) -> None:
         self._shape = (slots, config.num_key_value_heads, config.head_dim)
         self._dtype, self._device = dtype, device
-        self.capacity = BLOCK
-        self.keys = [self._empty(BLOCK) for _ in range(config.num_hidden_layers)]
-        self.values = [self._empty(BLOCK) for _ in range(config.num_hidden_layers)]
+        self._least = _blocks(max(resident, 1))
+        self.capacity = self._least
+        self.keys = [self._empty(self._least) for _ in range(config.num_hidden_layers)]
+        self.values = [self._empty(self._least) for _ in range(config.num_hidden_layers)]
+        self._resident = (list(self.keys), list(self.values)) if resident else None
 
     def fit(self, positions: int) -> None:
         """Make room for that many positions in every slot."""
         if positions > self.capacity:
-            self._resize(-(-positions // BLOCK) * BLOCK)
+            self._resize(_blocks(positions))
 
-    def shrink(self) -> None:
-        """Give back what a long utterance took, once no slot is in use."""
-        if self.capacity > BLOCK:
-            self._resize(BLOCK)
+    def shrink(self, positions: int) -> None:
+        """Give back what a longer utterance took: nobody in flight has more than so many positions.
+
+        What they have must be copied, so it is done for half the memory, or to be where the cache began.
+        """
+        needed = max(_blocks(positions), self._least)
+        if needed < self.capacity and (needed == self._least or 2 * needed <= self.capacity):
+            self._resize(needed)
 
     def move(self, source: int, target: int, positions: int) -> None:
         """Copy the first `positions` of one slot over another."""
@@ -41,13 +59,22 @@ class KVCache:
 
     def _resize(self, capacity: int) -> None:
         kept = min(capacity, self.capacity)
-        for caches in (self.keys, self.values):
+        for side, caches in enumerate((self.keys, self.values)):
             for layer, old in enumerate(caches):  # one layer at a time: the peak is one layer's copy
-                caches[layer] = self._empty(capacity)
+                caches[layer] = self._memory(side, layer, capacity)
                 caches[layer][:, :, :kept] = old[:, :, :kept]
         self.capacity = capacity
+
+    def _memory(self, side: int, layer: int, capacity: int) -> Tensor:
+        if self._resident and capacity == self._least:
+            return self._resident[side][layer]
+        return self._empty(capacity)
 
     def _empty(self, capacity: int) -> Tensor:
         slots, kv_heads, head_dim = self._shape
         # Zeros, not garbage: masked positions still meet a weight of 0, and 0 · NaN is NaN.
         return torch.zeros(slots, kv_heads, capacity, head_dim, dtype=self._dtype, device=self._device)
+
+
+def _blocks(positions: int) -> int:
+    return -(-positions // BLOCK) * BLOCK

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,7 @@ logger = logging.getLogger(__name__)
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation over the last axis, in float32, as upstream rounds it."""
-    wide = x.float()
-    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * scaled.to(x.dtype)
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
 
 
 class RotaryTable:
@@ -61,11 +60,51 @@ PromptAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Causal attention of T positions among themselves: q [B, T, H, E], k and v [B, T, K, E] -> [B, T, H, E]."""
 
 
+class CachedAttention(Protocol):
+    """Attention of one position per row to the cached ones up to its own."""
+
+    def reach(self, positions: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
+        """How a call tells rows at `positions` [B] what they see of the positions 0, 1, 2 … in `span` [L]."""
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, reach: Tensor) -> Tensor:
+        """query [B, 1, H, E], keys and values [B, K, L, E] -> [B, 1, H, E]"""
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """What reads prompts, and what reads the cache."""
+
+    prompt: PromptAttention
+    cached: CachedAttention
+
+
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """PyTorch's own, which picks a kernel by device and type."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # heads first
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     return mixed.transpose(1, 2)
+
+
+def sdpa_cached(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The same for one position per row: query [B, 1, H, E], keys and values [B, K, L, E] -> [B, 1, H, E].
+
+    The query heads that share a key head stand where positions usually do, so that no key is repeated.
+    """
+    grouped = query.view(query.shape[0], keys.shape[1], -1, query.shape[-1])  # [B, K, H/K, E]
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(query.shape)
+
+
+class MaskedSdpa:
+    """PyTorch's own over the whole span, with a mask."""
+
+    def reach(self, positions: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
+        """0 up to a row's own position, -inf beyond: [B, 1, 1, L]."""
+        beyond = span > positions[:, None]
+        mask = torch.zeros(beyond.shape, dtype=dtype, device=beyond.device)
+        return mask.masked_fill_(beyond, -torch.inf)[:, None, None]
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, reach: Tensor) -> Tensor:
+        return sdpa_cached(query, keys, values, reach)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -76,16 +115,38 @@ def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed
 
 
-def prompt_attention(want_flash: bool, device: torch.device, dtype: torch.dtype) -> PromptAttention:
-    """flash-attn where it was asked for and can run, else PyTorch's."""
-    if not want_flash:
-        return sdpa
-    if device.type != "cuda" or dtype == torch.float32 or importlib.util.find_spec("flash_attn") is None:
-        logger.warning(
-            "flash_attention needs flash-attn, a GPU and bfloat16; reading prompts with PyTorch's own"
+class FlashCached:
+    """flash-attn's, which stops reading where a row ends.
+
+    It takes positions before heads, as a view: only the last axis must be contiguous (`mha_fwd_kvcache` in
+    flash-attn's csrc/flash_attn/flash_api.cpp).
+    """
+
+    def reach(self, positions: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
+        """How many positions each row sees: int32 [B]."""
+        return (positions + 1).int()
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, reach: Tensor) -> Tensor:
+        from flash_attn import flash_attn_with_kvcache
+
+        mixed: Tensor = flash_attn_with_kvcache(
+            query, keys.transpose(1, 2), values.transpose(1, 2), cache_seqlens=reach
         )
-        return sdpa
-    return flash
+        return mixed
+
+
+TORCH_ATTENTION = AttentionKernels(sdpa, MaskedSdpa())
+FLASH_ATTENTION = AttentionKernels(flash, FlashCached())
+
+
+def attention_kernels(want_flash: bool, device: torch.device, dtype: torch.dtype) -> AttentionKernels:
+    """flash-attn's where they were asked for and can run, else PyTorch's."""
+    if not want_flash:
+        return TORCH_ATTENTION
+    if device.type != "cuda" or dtype == torch.float32 or importlib.util.find_spec("flash_attn") is None:
+        logger.warning("flash_attention needs flash-attn, a GPU and bfloat16; attending with PyTorch's own")
+        return TORCH_ATTENTION
+    return FLASH_ATTENTION
 
 
 @dataclass
@@ -104,8 +165,8 @@ class Attention:
         query_norm = weights.take("q_norm.weight").expand(config.num_attention_heads, -1)
         key_norm = weights.take("k_norm.weight").expand(config.num_key_value_heads, -1)
         return cls(
-            qkv=Linear.load(weights, "q_proj", "k_proj", "v_proj"),
-            out=Linear.load(weights, "o_proj"),
+            qkv=Linear.load_layer(weights, "q_proj", "k_proj", "v_proj"),
+            out=Linear.load_layer(weights, "o_proj"),
             head_norm=torch.cat([query_norm, key_norm]),
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
@@ -124,16 +185,6 @@ class Attention:
         """What every head found, [B, T, H, E] -> [B, T, D]."""
         return self.out(mixed.flatten(-2))
 
-    def attend_cache(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """One position per row over its cached ones: query [B, 1, H, E], keys [B, K, L, E] -> [B, 1, D].
-
-        The query heads that share a key head stand where positions usually do, so that no key is repeated.
-        """
-        batch = query.shape[0]
-        grouped = query.view(batch, self.num_kv_heads, -1, query.shape[-1])  # [B, K, H/K, E]
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        return self.join(mixed.view(batch, 1, self.num_heads, -1))
-
 
 @dataclass
 class FeedForward:
@@ -144,7 +195,9 @@ class FeedForward:
 
     @classmethod
     def load(cls, weights: Weights) -> FeedForward:
-        return cls(Linear.load(weights, "gate_proj", "up_proj"), Linear.load(weights, "down_proj"))
+        return cls(
+            Linear.load_layer(weights, "gate_proj", "up_proj"), Linear.load_layer(weights, "down_proj")
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)

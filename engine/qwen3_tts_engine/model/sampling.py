@@ -16,44 +16,87 @@ from torch import Tensor
 
 from qwen3_tts_engine.request import Sampling
 
+EVERY_LOGIT = 1 << 31  # more than any vocabulary has
 COLDEST = 1e-30  # colder, logits overflow; long before that only the likeliest code is drawn
 
 
 @dataclass(frozen=True)
+class DrawKind:
+    """What a batch of draws has to do, known before its logits are: the rest is skipped.
+
+    Args:
+        any_sampled: False: every row takes the likeliest code.
+        all_sampled: False: some row takes the likeliest code.
+        any_top_p: some row cuts off a tail.
+        num_top: the most logits any row keeps, if some row cuts any; 0: none does.
+    """
+
+    any_sampled: bool
+    all_sampled: bool
+    any_top_p: bool
+    num_top: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling], vocab_size: int) -> DrawKind:
+        kept = [_kept(row, vocab_size) for row in rows if row.do_sample]
+        return cls(
+            any_sampled=bool(kept),
+            all_sampled=len(kept) == len(rows),
+            any_top_p=any(row.do_sample and row.top_p < 1 for row in rows),
+            num_top=max(kept) if kept and min(kept) < vocab_size else 0,
+        )
+
+    def covers(self, other: DrawKind) -> bool:
+        """Whether rows drawn this way, which knows greedy rows from others, are drawn right as well."""
+        keeps_enough = not other.any_sampled or (other.num_top or EVERY_LOGIT) <= self.num_top
+        return keeps_enough and self.any_top_p >= other.any_top_p
+
+
+USUAL = DrawKind(any_sampled=True, all_sampled=False, any_top_p=False, num_top=64)
+ANY = DrawKind(any_sampled=True, all_sampled=False, any_top_p=True, num_top=EVERY_LOGIT)
+
+
+@dataclass(frozen=True)
 class RowSampling:
-    """The settings of B rows as tensors; what the host knows of them decides which work is skipped."""
+    """The settings of B rows as tensors, and what kind of draws they make together."""
 
     sampled: Tensor  # bool [B]; False: the likeliest code
     temperature: Tensor  # [B, 1]
     kth: Tensor  # int64 [B, 1]: index of the last logit top-k keeps, in descending order
     tail: Tensor  # [B, 1]: the probability mass top-p may cut off, 1 - p; 0: none
-    any_sampled: bool
-    all_sampled: bool
-    any_top_p: bool
-    num_top: int  # the most logits any row keeps; 0: no row cuts any
+    kind: DrawKind
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], vocab_size: int, device: torch.device) -> RowSampling:
-        kept = [min(row.top_k, vocab_size) if row.do_sample and row.top_k else vocab_size for row in rows]
-        cutting = any(k < vocab_size for k in kept)
         return cls(
             sampled=torch.tensor([row.do_sample for row in rows], device=device),
             temperature=torch.tensor([[max(row.temperature, COLDEST)] for row in rows], device=device),
-            kth=torch.tensor([[k - 1] for k in kept], device=device),
+            kth=torch.tensor([[_kept(row, vocab_size) - 1] for row in rows], device=device),
             tail=torch.tensor([[1 - row.top_p if row.do_sample else 0.0] for row in rows], device=device),
-            any_sampled=any(row.do_sample for row in rows),
-            all_sampled=all(row.do_sample for row in rows),
-            any_top_p=any(row.do_sample and row.top_p < 1 for row in rows),
-            num_top=max(kept) if cutting else 0,
+            kind=DrawKind.of(rows, vocab_size),
         )
+
+    def become(self, other: RowSampling) -> None:
+        """Take over as many rows' settings in place; the kind stays."""
+        for own, new in zip(self._tensors, other._tensors, strict=True):
+            own.copy_(new)
+
+    def first(self, batch: int, kind: DrawKind) -> RowSampling:
+        """The first rows, drawn that way."""
+        sampled, temperature, kth, tail = (tensor[:batch] for tensor in self._tensors)
+        return RowSampling(sampled, temperature, kth, tail, kind)
+
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.sampled, self.temperature, self.kth, self.tail
 
 
 def draw(logits: Tensor, rows: RowSampling, noise: Tensor) -> Tensor:
     """logits float32 [B, V], noise unit exponential [B, V] -> codes int64 [B]."""
-    if not rows.any_sampled:
+    if not rows.kind.any_sampled:
         return logits.argmax(-1)
     drawn = (_probabilities(logits, rows) / noise).argmax(-1)
-    return drawn if rows.all_sampled else torch.where(rows.sampled, drawn, logits.argmax(-1))
+    return drawn if rows.kind.all_sampled else torch.where(rows.sampled, drawn, logits.argmax(-1))
 
 
 def penalise(logits: Tensor, spoken: Tensor, penalty: Tensor) -> Tensor:
@@ -62,12 +105,20 @@ def penalise(logits: Tensor, spoken: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(spoken, weakened, logits)
 
 
+def _kept(row: Sampling, vocab_size: int) -> int:
+    """How many of the likeliest codes a row may draw."""
+    if not row.do_sample:
+        return 1
+    return min(row.top_k, vocab_size) if row.top_k else vocab_size
+
+
 def _probabilities(logits: Tensor, rows: RowSampling) -> Tensor:
     scores = logits / rows.temperature
-    if rows.num_top:
-        smallest_kept = scores.topk(rows.num_top).values.gather(-1, rows.kth)
+    if rows.kind.num_top:
+        num_top = min(rows.kind.num_top, scores.shape[-1])
+        smallest_kept = scores.topk(num_top).values.gather(-1, rows.kth)
         scores = scores.masked_fill(scores < smallest_kept, -torch.inf)
-    if rows.any_top_p:
+    if rows.kind.any_top_p:
         scores = _cut_tail(scores, rows.tail)
     return scores.softmax(-1)
 

@@ -9,10 +9,8 @@ from torch import Tensor
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import TalkerConfig
 from qwen3_tts_engine.model.kv_cache import BLOCK, KVCache
-from qwen3_tts_engine.model.layers import DecoderStack, PromptAttention, RotaryTable
+from qwen3_tts_engine.model.layers import AttentionKernels, DecoderStack, RotaryTable
 from qwen3_tts_engine.model.linear import Linear
-
-SPAN = 64  # decode attends to a multiple of this many positions; must divide BLOCK
 
 
 class TextTable:
@@ -46,16 +44,22 @@ class Talker:
     """The decoder stack with its cache: `prefill` starts rows, `step` moves the first B slots on a frame."""
 
     def __init__(
-        self, weights: Weights, config: TalkerConfig, slots: int, attend_prompt: PromptAttention
+        self,
+        weights: Weights,
+        config: TalkerConfig,
+        slots: int,
+        attention: AttentionKernels,
+        resident: int = 0,
     ) -> None:
         self.text = TextTable(weights, config.hidden_size)
         self._head = Linear.load(weights, "codec_head")  # D -> V
         self._stack = DecoderStack.load(weights.below("model."), config)
-        self._attend_prompt = attend_prompt
-        self._rotary = RotaryTable(config, config.max_position_embeddings, weights.dtype, weights.device)
-        self.cache = KVCache(config, slots, weights.dtype, weights.device)
-        self._slots = torch.arange(slots, device=weights.device)
-        self._spans = torch.arange(BLOCK, device=weights.device)
+        self._attention = attention
+        positions = config.max_position_embeddings
+        self._rotary = RotaryTable(config, positions, weights.dtype, weights.device)
+        self.cache = KVCache(config, slots, weights.dtype, weights.device, resident)
+        self._slots = torch.arange(slots).to(weights.device)
+        self._positions = torch.arange(positions + BLOCK).to(weights.device)  # a span may end beyond
 
     def prefill(self, prompts: list[Tensor], first_slot: int) -> Tensor:
         """N prompts of [L_i, D], for the slots from `first_slot` on -> their last hidden states [N, D].
@@ -71,39 +75,25 @@ class Talker:
             query, key, value = layer.project(x, cos, sin)
             keys[rows, :, positions] = key.transpose(1, 2)
             values[rows, :, positions] = value.transpose(1, 2)
-            x = layer.finish(x, layer.attention.join(self._attend_prompt(query, key, value)))
+            x = layer.finish(x, layer.attention.join(self._attention.prompt(query, key, value)))
         last = x[torch.arange(len(prompts), device=x.device), lengths - 1]
         return self._stack.last_norm(last)
 
-    def step(self, x: Tensor, positions: Tensor, longest: int) -> Tensor:
-        """x [B, D] at positions [B] of slots 0 to B-1, none beyond `longest` -> hidden states [B, D]."""
-        batch, span = len(x), _span(longest + 1)
+    def step(self, x: Tensor, positions: Tensor, span: int) -> Tensor:
+        """x [B, D] at positions [B] of slots 0 to B-1, all below `span` -> hidden states [B, D]."""
+        batch, attend = len(x), self._attention.cached
         x = x[:, None]
         cos, sin = (table[:, None] for table in self._rotary.at(positions))
-        mask = self._mask(positions, span, x.dtype)
+        reach = attend.reach(positions, self._positions[:span], x.dtype)
         slots = self._slots[:batch]
         for layer, keys, values in zip(self._stack.layers, self.cache.keys, self.cache.values, strict=True):
             query, key, value = layer.project(x, cos, sin)
             keys[slots, :, positions] = key[:, 0]
             values[slots, :, positions] = value[:, 0]
-            attended = layer.attention.attend_cache(
-                query, keys[:batch, :, :span], values[:batch, :, :span], mask
-            )
-            x = layer.finish(x, attended)
+            mixed = attend(query, keys[:batch, :, :span], values[:batch, :, :span], reach)
+            x = layer.finish(x, layer.attention.join(mixed))
         return self._stack.last_norm(x[:, 0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next frame's first code: hidden [B, D] -> float32 [B, V]."""
         return self._head(hidden).float()
-
-    def _mask(self, positions: Tensor, span: int, dtype: torch.dtype) -> Tensor:
-        """0 up to a row's own position, -inf beyond: [B, 1, 1, span]."""
-        if span > len(self._spans):
-            self._spans = torch.arange(self.cache.capacity, device=positions.device)
-        beyond = self._spans[:span] > positions[:, None]
-        mask = torch.zeros(beyond.shape, dtype=dtype, device=beyond.device)
-        return mask.masked_fill_(beyond, -torch.inf)[:, None, None]
-
-
-def _span(positions: int) -> int:
-    return -(-positions // SPAN) * SPAN

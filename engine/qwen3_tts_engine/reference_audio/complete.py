@@ -84,7 +84,11 @@ def _adts_is_complete(file: bytes) -> bool:
 def _mp3_is_complete(file: bytes) -> bool:
     """As many bytes as the encoder's Xing or Info tag declares; without one, nothing is declared."""
     tag = max(file.find(b"Xing", 0, 64), file.find(b"Info", 0, 64))
-    if not is_mp3_header(file) or tag < 0 or not file[tag + 7] & 0x2:
+    if not is_mp3_header(file) or tag < 0:
+        return True
+    if len(file) < tag + 8:  # the tag's name and its flags
+        return False
+    if not file[tag + 7] & 0x2:
         return True
     field = tag + 8 + (4 if file[tag + 7] & 0x1 else 0)
     declared = int.from_bytes(file[field : field + 4], "big")

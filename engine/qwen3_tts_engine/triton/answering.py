@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qwen3_tts_engine.errors import EngineFailed, InvalidRequest, SpeechError
 from qwen3_tts_engine.request import CODES_PER_FRAME, VoicePrompt
 from qwen3_tts_engine.triton.errors import triton_error
+from qwen3_tts_engine.triton.reading import check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ class Row:
         if tensor is None:
             return None
         value = tensor.as_numpy()
-        if value.ndim and value.shape[0] > 1:
+        check_rows(name, value)
+        if value.shape[0] > 1:
             raise InvalidRequest(f"{name} has {value.shape[0]} rows; this model takes one row a request")
         return value[0] if value.size else None
 

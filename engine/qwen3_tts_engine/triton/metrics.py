@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from qwen3_tts_engine.metrics import FAMILIES, Family
+from qwen3_tts_engine.processes import model_processes
 
 
 class PublishedMetrics:
     """Every call becomes a message to Triton's process; the engine only puts it in a queue.
 
     Series exist from the start, at zero, so that a dashboard sees an outcome before its first time. Several
-    instances of a model share a series: gauges move by differences and are never set.
+    instances of a model share a series: gauges move by differences. What a process that was killed had added
+    to them stays until the first process after it takes it back.
     """
 
     def __init__(self, model: str, version: str) -> None:
+        self._is_alone = model_processes(os.getpgid(0)).get(model, []) == [os.getpid()]
         labels = {"model": model, "version": version}
         self._families: list[Any] = []  # Triton drops a family's metrics with the object
         self._series = {key: metric for family in FAMILIES for key, metric in self._declare(family, labels)}
@@ -46,7 +50,10 @@ class PublishedMetrics:
         for value in family.label_values or ("",):
             own = labels | ({family.label: value} if value else {})
             buckets = {"buckets": list(family.buckets)} if family.buckets else {}
-            series.append(((family.name, value), declared.Metric(labels=own, **buckets)))
+            metric = declared.Metric(labels=own, **buckets)
+            if family.kind == "gauge" and self._is_alone:
+                metric.set(0.0)
+            series.append(((family.name, value), metric))
         return series
 
     def _publish(self) -> None:

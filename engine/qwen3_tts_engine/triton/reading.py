@@ -191,12 +191,19 @@ class RequestReader:
         return VoicePrompt(embedding, codes, (text or "") if codes is not None else "")
 
 
+def check_rows(name: str, values: Values) -> None:
+    """Raise InvalidRequest for values of no row: Triton lets a shape of 0 rows pass, and drops that axis."""
+    if values.ndim < 2:
+        raise InvalidRequest(f"{name} has values, but a shape of 0 rows; its first axis counts them")
+
+
 def _column(request: Any, name: str) -> Values | None:
     """[rows, …]; None for an input that is absent or empty, which means the same."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return None
     values: Values = tensor.as_numpy()
+    check_rows(name, values)
     return values if values.size else None
 
 

@@ -144,6 +144,10 @@ class RowSink:
     def cancelled(self) -> bool:
         return self._stream.cancelled
 
+    @property
+    def is_live(self) -> bool:
+        return self._row.stream
+
     def write(self, chunk: Chunk) -> None:
         if not self._row.stream:
             self._collected.append(chunk.samples)

@@ -18,6 +18,7 @@ from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.errors import ConfigError, EngineFailed, SpeechError
 from qwen3_tts_engine.metrics import Metrics, NoMetrics
 from qwen3_tts_engine.sequence import Sequence
+from qwen3_tts_engine.supervisor import CANARY
 from qwen3_tts_engine.triton.errors import outcome
 from qwen3_tts_engine.triton.loading import device, log_to_stderr, read_config
 from qwen3_tts_engine.triton.metrics import PublishedMetrics
@@ -67,6 +68,10 @@ class SpeechModel:
         self._arrivals.put(requests)
         self.engine.wait_for_room()
 
+    def is_ready(self) -> bool:
+        """Whether it still takes requests and speaks them; Triton 26.03 and later ask."""
+        return self._reception.is_alive() and self.engine.is_serving
+
     def finalize(self) -> None:
         """Finish what is being spoken, then let go."""
         self._arrivals.put(None)
@@ -95,7 +100,9 @@ class SpeechModel:
 
     def _receive(self, request: Any) -> tuple[ResponseStream, list[Sequence]]:
         """Check every row before any of them takes a resource."""
-        stream = ResponseStream(request.get_response_sender(), self.courier, self._count)
+        is_canary = CANARY in request.parameters()
+        on_close = _count_nothing if is_canary else self._count
+        stream = ResponseStream(request.get_response_sender(), self.courier, on_close)
         try:
             rows = self.reader.read(request)
             return stream, self._prepare(rows, stream.open(rows))
@@ -121,6 +128,10 @@ class SpeechModel:
 
     def _count(self, error: SpeechError | None) -> None:
         self.metrics.add(families.REQUESTS, 1, outcome(error))
+
+
+def _count_nothing(error: SpeechError | None) -> None:
+    """A canary is nobody's request."""
 
 
 def _metrics(args: Mapping[str, str]) -> Metrics:

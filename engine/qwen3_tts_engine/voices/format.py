@@ -39,7 +39,16 @@ SUMMARY_TYPES = {
 }
 
 # What reading bytes that are not ours can raise.
-UNREADABLE = (SafetensorError, InvalidRequest, ValueError, KeyError, TypeError, AttributeError, struct.error)
+UNREADABLE = (
+    SafetensorError,
+    InvalidRequest,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""What a slot takes of the device's memory, and how many slots a budget has room for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qwen3_tts_engine.config import EngineConfig
+from qwen3_tts_engine.errors import ConfigError
+from qwen3_tts_engine.model.config import DecoderConfig, TalkerConfig
+from qwen3_tts_engine.model.kv_cache import BLOCK
+from qwen3_tts_engine.request import MAX_REFERENCE_FRAMES
+
+logger = logging.getLogger(__name__)
+
+MB = 1_000_000
+# Of what weights leave free when a model loads: three speech models and the voice encoder may share a device.
+SHARE = 0.25
+MOST_SLOTS = (
+    64  # a larger batch takes longer for a frame than a listener for hearing it, on any device measured
+)
+
+
+@dataclass(frozen=True)
+class SlotMemory:
+    """Bytes that every slot takes.
+
+    Args:
+        at_once: from the start: the codec's state, the code predictor's keys and values, the row's noise.
+        per_position: for every position of the longest utterance in flight: the talker's keys and values.
+    """
+
+    at_once: int
+    per_position: int
+
+    @classmethod
+    def of(cls, talker: TalkerConfig, dtype: torch.dtype, codec_past: Iterable[Tensor]) -> SlotMemory:
+        """codec_past: the state of one row, as `CodecDecoder.blank_past(1)` makes it."""
+        predictor = talker.code_predictor_config
+        groups = talker.num_code_groups
+        keys_and_values = groups * _position_bytes(predictor, dtype)
+        noise = (talker.vocab_size + (groups - 1) * predictor.vocab_size) * torch.float32.itemsize
+        hidden_states = 2 * talker.hidden_size * dtype.itemsize
+        spoken = talker.vocab_size * torch.bool.itemsize
+        codec = sum(tensor.nbytes for tensor in codec_past)
+        return cls(keys_and_values + noise + hidden_states + spoken + codec, _position_bytes(talker, dtype))
+
+    def at(self, positions: int) -> int:
+        """Bytes of a slot when the longest utterance in flight has so many positions."""
+        return self.at_once + -(-positions // BLOCK) * BLOCK * self.per_position
+
+
+def choose_slots(
+    config: EngineConfig, slot: SlotMemory, talker: TalkerConfig, device: torch.device, weight_bytes: int
+) -> int:
+    """What the operator set, or as many as the memory budget holds whoever speaks for however long.
+
+    Args:
+        config: with the number or the budget.
+        slot: what one takes.
+        talker: how long anyone may speak at most.
+        device: whose memory it is.
+        weight_bytes: what will be loaded there besides.
+
+    Raises:
+        ConfigError: when it does not hold one.
+    """
+    if config.slots is not None:
+        return config.slots
+    most_bytes = slot.at(longest_utterance(config, talker))
+    slots = slots_within(_budget_bytes(config, device, weight_bytes), most_bytes)
+    logger.info("%d slots of up to %d MB", slots, most_bytes // MB)
+    return slots
+
+
+def longest_utterance(config: EngineConfig, talker: TalkerConfig) -> int:
+    """Positions of the longest prompt and the longest speech after it; a block for the marks around them."""
+    prompt = 2 * config.max_text_tokens + MAX_REFERENCE_FRAMES + BLOCK
+    return min(prompt + config.max_frames, talker.max_position_embeddings)
+
+
+def slots_within(budget_bytes: int, slot_bytes: int) -> int:
+    """Raises ConfigError when not even one slot fits."""
+    if budget_bytes < slot_bytes:
+        raise ConfigError(
+            f"slots is auto, and not one fits: it may take {-(-slot_bytes // MB)} MB of a budget of"
+            f" {budget_bytes // MB} MB; raise memory_budget_mb, or lower max_frames or max_text_tokens"
+        )
+    return min(budget_bytes // slot_bytes, MOST_SLOTS)
+
+
+def _budget_bytes(config: EngineConfig, device: torch.device, weight_bytes: int) -> int:
+    if config.memory_budget_mb is not None:
+        return config.memory_budget_mb * MB
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    return max(0, int(SHARE * (free - weight_bytes)))
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """What a process may still take of this machine, or of its container's limit where that is less.
+
+    Source: "MemAvailable" of proc_meminfo(5); `memory.max` and `memory.current` of the kernel's cgroup v2.
+    """
+    meminfo = (root / "proc/meminfo").read_text()
+    machine = 1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB$", meminfo, flags=re.MULTILINE)[0])
+    limit, used = (root / "sys/fs/cgroup" / name for name in ("memory.max", "memory.current"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return machine
+    return max(0, min(machine, int(limit.read_text()) - int(used.read_text())))
+
+
+def _position_bytes(decoder: DecoderConfig, dtype: torch.dtype) -> int:
+    width = decoder.num_key_value_heads * decoder.head_dim
+    return 2 * decoder.num_hidden_layers * width * dtype.itemsize
