@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.10; do \
 TORCH_INDEX_URL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve serve-triton bench bench-overheads fmt tiny clean
+.PHONY: help setup demo test test-faults check serve serve-triton bench bench-full bench-codec bench-limit bench-products bench-serving bench-claims simulate bench-memory soak overload bench-overheads fmt fuzz tiny clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,13 +26,22 @@ demo: setup ## speak one utterance per task through the real server, into out/
 	@exec $(BIN)/python perf/demo.py $(ARGS)
 
 test: setup ## every test that needs no GPU, those against the real server included
-	@exec $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	@exec $(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
 
-check: $(VENV)/.installed ## format, lint, types, import contracts
+test-faults: setup ## break everything that runs, under load, and see it mend itself
+	@exec $(BIN)/python -m pytest tests/faults $(ARGS)
+
+check: $(VENV)/.installed ## format, lint, types, import contracts, bill of materials, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --validate --pyproject pyproject.toml --output-reproducible --of XML -o build/sbom.cdx.xml
+	$(BIN)/python .ci/audit.py
+
+fuzz: setup ## at least 100,000 inputs that nobody means well with, some 15 minutes
+	@exec $(BIN)/python tests/fuzz/campaign.py $(ARGS)
 
 serve: setup ## Triton on 8000, 8001 and 8002 and the gateway on 8080, until Ctrl-C
 	@exec $(BIN)/python -m qwen3_tts_engine.system $(ARGS)
@@ -40,8 +49,41 @@ serve: setup ## Triton on 8000, 8001 and 8002 and the gateway on 8080, until Ctr
 serve-triton: setup ## Triton alone on 8000, 8001 and 8002, until Ctrl-C
 	@exec $(BIN)/python -m qwen3_tts_engine.launcher $(ARGS)
 
-bench: setup ## the engine against upstream, report in perf/results/
+bench: setup ## the engine against upstream, report in perf/results/: under 6 minutes
 	@exec $(BIN)/python perf/bench.py $(ARGS)
+
+bench-full: setup ## every shape, dtype and batch, the codec alone, the machine's limit: under 25 minutes
+	@exec $(BIN)/python perf/grid.py $(ARGS)
+
+bench-codec: setup ## the streaming codec against windows of frames
+	@exec $(BIN)/python perf/codec.py $(ARGS)
+
+bench-limit: setup ## the engine against what the machine can do
+	@exec $(BIN)/python perf/limit.py $(ARGS)
+
+bench-products: setup ## ways to multiply by weights that no cache holds: some 3 minutes
+	@exec $(BIN)/python perf/products.py $(ARGS)
+
+bench-serving: setup ## through Triton: together, at random, and what it promises: some 12 minutes
+	$(BIN)/python perf/load.py
+	$(BIN)/python perf/arrivals.py
+	$(BIN)/python perf/promises.py
+
+bench-claims: setup ## what was claimed, and what the newest results say
+	@exec $(BIN)/python perf/claims.py $(ARGS)
+
+simulate: setup ## scheduling policies by simulation, report in perf/results/
+	@exec $(BIN)/python perf/simulate.py $(ARGS)
+
+bench-memory: setup ## memory over 1000 requests at the real server, report in perf/results/
+	@exec $(BIN)/python perf/soak.py $(ARGS)
+
+MINUTES := 30
+soak: setup ## everything at once for MINUTES, every sample checked: leaks, lost chunks, wrong voices
+	@exec $(BIN)/python perf/endurance.py --minutes $(MINUTES) $(ARGS)
+
+overload: setup ## callers at 1, 2 and 10 times the capacity: what gets done, who is turned away how
+	@exec $(BIN)/python perf/overload.py $(ARGS)
 
 bench-overheads: setup ## what ways of asking the real server cost, report in perf/results/
 	@exec $(BIN)/python perf/overheads.py $(ARGS)

@@ -1,4 +1,4 @@
-"""What the images run: a command with its secrets from files, or Triton with its restricted APIs locked.
+"""What the images run: a command with its secrets from files, or Triton, locked with its key.
 
     python3 start.py triton [options of qwen3_tts_engine.launcher] [-- tritonserver flags]
     python3 start.py COMMAND [arguments]
@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SECRETS = Path("/run/secrets")
-RESTRICTED = "model-repository,shared-memory,logging,trace"
-"""To load a model is to run its code; the others read and write what is not the caller's."""
 
 
 def environment_with(secrets: Path, given: Mapping[str, str]) -> dict[str, str]:
@@ -25,15 +23,8 @@ def environment_with(secrets: Path, given: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value}
 
 
-def triton(options: Sequence[str], key: str) -> list[str]:
-    """The launcher's command line. A flag is the only way to give tritonserver the key."""
-    rule = f"{RESTRICTED}:authorization=Bearer {key}"
-    return [
-        *(sys.executable, "-m", "qwen3_tts_engine.launcher", "--log-path", "/dev/stdout"),
-        *options,
-        *([] if "--" in options else ["--"]),
-        *(f"--grpc-restricted-protocol={rule}", f"--http-restricted-api={rule}"),
-    ]
+def triton(options: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "qwen3_tts_engine.launcher", "--log-path", "/dev/stdout", *options]
 
 
 def main(command: Sequence[str]) -> None:
@@ -41,12 +32,12 @@ def main(command: Sequence[str]) -> None:
         sys.exit(__doc__)
     environment = environment_with(SECRETS, os.environ)
     if command[0] == "triton":
-        key = environment.pop("TRITON_API_KEY", "")
-        if not key:
+        # The launcher would make one, which nobody outside of this container has.
+        if "TRITON_API_KEY" not in environment:
             sys.exit(
                 f"error: no TRITON_API_KEY, neither in the environment nor in {SECRETS}: run make_secrets.py"
             )
-        command = triton(command[1:], key)
+        command = triton(command[1:])
     os.execvpe(command[0], list(command), environment)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from qwen3_tts_client import Audio, ClonedVoice, DesignedVoice, SpeechClient, SpeechStream
 from qwen3_tts_engine.launcher import LaunchConfig, environment_with, free_ports, running_server
+from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_engine.system import gateway_address, running_gateway
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def main() -> None:
     with running_server(config) as server, SpeechClient(f"127.0.0.1:{server.grpc_port}") as tts:
         for task in TASKS:
             report(task, speak(tts, task))
-        with running_gateway(config):
+        with running_gateway(config, Repairs()):
             report_gateway(config)
 
 

@@ -27,6 +27,7 @@ from tritonclient.utils import np_to_triton_dtype
 from checkpoints import build_endless
 from qwen3_tts_client import Audio, ClonedVoice, SpeechClient
 from qwen3_tts_engine.launcher import Server, free_ports
+from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_engine.system import running_gateway
 from report import MachineMeter, Provenance, Report, Spread, device_kind, progress, table
 from serving import serving
@@ -287,8 +288,9 @@ def gateway_of(server: Server) -> Iterator[Gateway]:
     """A gateway of its own in front of a server, on a free port."""
     (port,) = free_ports(1)
     environment = {**server.config.environment, "HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "ERROR"}
-    with running_gateway(replace(server.config, environment=environment)) as process:
-        yield Gateway(f"http://127.0.0.1:{port}", process.pid)
+    config = replace(server.config, environment=environment)
+    with running_gateway(config, Repairs()) as gateway:
+        yield Gateway(f"http://127.0.0.1:{port}", gateway.process.pid)
 
 
 def cpu_s(pid: int) -> float:

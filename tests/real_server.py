@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 
 from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
@@ -90,7 +91,9 @@ class Launcher:
             *("--log-path", str(self.config.log_path), "--exit-timeout-s", "60"),
             *flags,
         ]
+        [self.supervisor_port] = free_ports(1)
         ports = {name: str(port) for name, port in self.config.ports.items()}
+        ports["SUPERVISOR_PORT"] = str(self.supervisor_port)
         self._environment = {**os.environ, **ports, **environment}
 
     def __enter__(self) -> Self:
@@ -126,6 +129,44 @@ class Launcher:
 
     def log(self) -> str:
         return self.config.log_path.read_text()
+
+
+class System(Launcher):
+    """The whole system as an operator runs it."""
+
+    module = "qwen3_tts_engine.system"
+
+    def __init__(self, repository: Path, directory: Path, **environment: str) -> None:
+        [self.port] = free_ports(1)
+        super().__init__(
+            repository, directory, "--idle-grace-s", "0", **{"PORT": str(self.port), **environment}
+        )
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.gateway = self.child("qwen3_tts_gateway")
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def is_healthy(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/health").status_code == 200
+        return False
+
+    def finds_triton(self) -> bool:
+        return httpx.get(f"{self.url}/health/models").json()["triton"] == "ready"
+
+    def rest(self) -> str:
+        """What it says until its end."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def assert_gone(self) -> None:
+        self.footprint.assert_gone()
+        wait_until(lambda: not self.gateway.is_running(), "the gateway's process ends")
 
 
 def _command_line(process: psutil.Process) -> str:

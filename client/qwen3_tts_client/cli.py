@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -90,6 +91,15 @@ def save_voice(client: SpeechClient, args: argparse.Namespace) -> None:
 
 def delete_voice(client: SpeechClient, args: argparse.Namespace) -> None:
     client.voices.delete(args.name)
+
+
+def export_voices(client: SpeechClient, args: argparse.Namespace) -> None:
+    names = client.voices.export_to(args.file, args.names)
+    print(f"{args.file}: {_told(names)}", file=sys.stderr)
+
+
+def import_voices(client: SpeechClient, args: argparse.Namespace) -> None:
+    print(f"imported {_told(client.voices.import_from(args.file, replace=args.replace))}", file=sys.stderr)
 
 
 def design_voice(client: SpeechClient, args: argparse.Namespace) -> None:
@@ -225,6 +235,16 @@ def _add_voices_commands(commands: Any, server: argparse.ArgumentParser) -> None
     _add_metadata(command)
     command.set_defaults(command=design_voice)
 
+    command = commands.add_parser("export", parents=[server], help="write saved voices to one file")
+    command.add_argument("file", metavar="FILE", help="what `import` reads; replaced if it is there")
+    command.add_argument("names", metavar="NAME", nargs="*", help="which voices (default: all)")
+    command.set_defaults(command=export_voices)
+
+    command = commands.add_parser("import", parents=[server], help="save the voices of such a file")
+    command.add_argument("file", metavar="FILE", help="written by `export`")
+    command.add_argument("--replace", action="store_true", help="in place of saved voices of their names")
+    command.set_defaults(command=import_voices)
+
     command = commands.add_parser("speakers", parents=[server], help="the built-in speakers")
     command.set_defaults(command=list_speakers)
 
@@ -240,7 +260,7 @@ def _server_flags() -> argparse.ArgumentParser:
     group.add_argument(
         "--timeout", type=float, metavar="S", dest="timeout_s", help="longest wait for a chunk (default: 30)"
     )
-    group.add_argument("--api-key", metavar="KEY", help="key of Triton's restricted API")
+    group.add_argument("--api-key", metavar="KEY", help="key of Triton's restricted APIs (TRITON_API_KEY)")
     group.add_argument("--ssl", action="store_true", help="use TLS; implied by the files below")
     group.add_argument("--root-certificates", metavar="PEM", help="whom to trust")
     group.add_argument("--private-key", metavar="PEM", help="this client's key, for mutual TLS")
@@ -311,7 +331,8 @@ def _add_metadata(command: argparse.ArgumentParser) -> None:
 
 
 def _connect(args: argparse.Namespace) -> SpeechClient:
-    return SpeechClient(**_given(args, _SERVER_ARGUMENTS))
+    key = {"api_key": key} if (key := os.environ.get("TRITON_API_KEY")) else {}
+    return SpeechClient(**key | _given(args, _SERVER_ARGUMENTS))
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -384,6 +405,10 @@ def _progress() -> Callable[[float], None] | None:
     if not sys.stderr.isatty():
         return None
     return lambda received_s: print(f"\r{received_s:7.2f} s ", end="", file=sys.stderr, flush=True)
+
+
+def _told(names: Sequence[str]) -> str:
+    return f"{len(names)} {'voice' if len(names) == 1 else 'voices'}"
 
 
 def _voice_row(voice: SavedVoice) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """What can go wrong, as one tree.
 
     SpeechError
-    ├── InvalidRequest      the request can never be served as it stands (also: a wrong API key)
-    │   └── UnknownVoice    it names a voice that nobody saved
+    ├── InvalidRequest      the request can never be served as it stands
+    │   ├── UnknownVoice    it names a voice that nobody saved
+    │   └── KeyRefused      Triton keeps this API to those who have its key
     ├── Overloaded          the server has no room for it now; try again later
     ├── ServerUnavailable   no server, no such model on it, or no audio from it within the time limit
     ├── Cancelled           someone stopped it: this side, or a server that shuts down
@@ -34,6 +35,10 @@ class UnknownVoice(InvalidRequest):
     """No voice is saved under the name that was given."""
 
 
+class KeyRefused(InvalidRequest):
+    """The API is restricted, and the client has no key or another one."""
+
+
 class Overloaded(SpeechError):
     """The server's queue is full, or the request waited in it too long; try again later."""
 
@@ -60,7 +65,7 @@ _KIND_BY_MESSAGE: dict[str, type[SpeechError]] = {
     "Request timeout expired": Overloaded,
     _NO_SUCH_MODEL: ServerUnavailable,
     "load failed for model": EngineFailed,
-    "protocol is restricted": InvalidRequest,
+    "protocol is restricted": KeyRefused,
     "inference input": InvalidRequest,
     "unexpected shape": InvalidRequest,
     "batch size does not match": InvalidRequest,
@@ -75,8 +80,8 @@ _KIND_BY_CODE: dict[grpc.StatusCode | None, type[SpeechError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
     grpc.StatusCode.UNIMPLEMENTED: InvalidRequest,
-    grpc.StatusCode.UNAUTHENTICATED: InvalidRequest,
-    grpc.StatusCode.PERMISSION_DENIED: InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: KeyRefused,
+    grpc.StatusCode.PERMISSION_DENIED: KeyRefused,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: ServerUnavailable,

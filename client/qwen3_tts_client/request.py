@@ -96,6 +96,8 @@ _VOICE_MAKING_INPUTS = {
     "operation": "BYTES",
     "name": "BYTES",
     "metadata": "BYTES",
+    "created_at": "BYTES",
+    "model": "BYTES",
 }
 
 
@@ -161,7 +163,7 @@ def address(request: service_pb2.ModelInferRequest, voice: FoundVoice) -> None:
         add_input(request, name, INPUTS[name], value)
 
 
-def voice_request(model: str, **inputs: Any) -> service_pb2.ModelInferRequest:
+def voice_request(model: str, /, **inputs: Any) -> service_pb2.ModelInferRequest:
     """A question for `create_voice` or `voices`, under a new request id.
 
     Raises:

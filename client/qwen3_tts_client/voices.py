@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tritonclient.grpc import InferResult
 
+from qwen3_tts_client.archive import ArchivedVoice, SavedVoice, reading_archive, writing_archive
 from qwen3_tts_client.audio import Audio
 from qwen3_tts_client.conversation import Conversation, Question
-from qwen3_tts_client.errors import EngineFailed, InvalidRequest
+from qwen3_tts_client.errors import EngineFailed, InvalidRequest, SpeechError, UnknownVoice
 from qwen3_tts_client.request import voice_request
-from qwen3_tts_client.tensors import read_scalar
+from qwen3_tts_client.tensors import read_output, read_scalar
 from qwen3_tts_client.voice import ClonedVoice, DesignedVoice, VoicePrompt
 
 if TYPE_CHECKING:
@@ -23,27 +25,6 @@ if TYPE_CHECKING:
     from qwen3_tts_client.finding import VoiceFinder
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class SavedVoice:
-    """A voice that the server keeps under a name.
-
-    Attributes:
-        name: what to speak with: `voice="grandpa"`.
-        created_at: when it was saved.
-        model: the checkpoint that heard it, the only kind that can speak with it.
-        x_vector_only: it is no more than a speaker embedding.
-        ref_text: the transcript of its recording; empty if x-vector only.
-        metadata: whatever was saved along with it.
-    """
-
-    name: str
-    created_at: str
-    model: str
-    x_vector_only: bool
-    ref_text: str
-    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,6 +55,31 @@ def describing(name: str) -> Conversation[SavedVoice]:
 
 def deleting(name: str) -> Conversation[None]:
     yield from _operating("delete", name=name)
+
+
+def exporting(path: Path, names: Sequence[str] | None) -> Conversation[list[str]]:
+    wanted = names or [voice.name for voice in (yield from listing())]
+    with writing_archive(path) as archive:
+        for name in wanted:
+            try:
+                archive.add((yield from _fetching(name)))
+            except UnknownVoice:
+                if names:
+                    raise  # else it was deleted since it was listed
+        return archive.names
+
+
+def importing(path: Path, replace: bool) -> Conversation[list[str]]:
+    with reading_archive(path) as archive:
+        if not replace:
+            _refuse_taken(archive.names, {voice.name for voice in (yield from listing())})
+        for number, voice in enumerate(archive.voices()):
+            try:
+                yield from _restoring(voice)
+            except SpeechError as error:
+                told = f"voice {voice.about.name!r}: {error}; {number} before it have been imported"
+                raise type(error)(told, request_id=error.request_id) from error
+        return archive.names
 
 
 def listing_speakers(timeout_s: float | None = None) -> Conversation[list[Speaker]]:
@@ -164,6 +170,43 @@ class Voices:
         """
         self._client._talk(deleting(name))
 
+    def export_to(self, path: str | Path, names: Sequence[str] | None = None) -> builtins.list[str]:
+        """Write saved voices to one file, each with all there is of it, whatever store they are kept in.
+
+        Args:
+            path: a file that `import_from` reads, here or at another server; one that is there is replaced.
+            names: which; by default all.
+
+        Returns:
+            The names of those it holds.
+
+        Raises:
+            InvalidRequest: there is none of one of the names.
+            EngineFailed: the store holds one that is damaged; no file is written.
+            OSError: the file cannot be written.
+        """
+        return self._client._talk(exporting(Path(path), names))
+
+    def import_from(self, path: str | Path, *, replace: bool = False) -> builtins.list[str]:
+        """Save the voices of a file that `export_to` wrote, with the times and checkpoints of their making.
+
+        The whole file is checked before the first voice is saved.
+
+        Args:
+            path: the file.
+            replace: let them take the place of saved voices that have their names; otherwise one such name
+                refuses them all.
+
+        Returns:
+            Their names.
+
+        Raises:
+            InvalidRequest: the file is damaged, a name is taken, or a voice is none that this server speaks
+                with; the message says how many have been saved before that one.
+            OSError: the file cannot be read.
+        """
+        return self._client._talk(importing(Path(path), replace))
+
     def speakers(self) -> builtins.list[Speaker]:
         """The built-in speakers of the checkpoint that the server speaks with."""
         return self._client._talk(listing_speakers())
@@ -213,6 +256,14 @@ class AsyncVoices:
         """As `Voices.delete`."""
         await self._client._talk(deleting(name))
 
+    async def export_to(self, path: str | Path, names: Sequence[str] | None = None) -> builtins.list[str]:
+        """As `Voices.export_to`."""
+        return await self._client._talk(exporting(Path(path), names))
+
+    async def import_from(self, path: str | Path, *, replace: bool = False) -> builtins.list[str]:
+        """As `Voices.import_from`."""
+        return await self._client._talk(importing(Path(path), replace))
+
     async def speakers(self) -> builtins.list[Speaker]:
         """As `Voices.speakers`."""
         return await self._client._talk(listing_speakers())
@@ -224,12 +275,45 @@ class AsyncVoices:
 
 def _operating(operation: str, timeout_s: float | None = None, **inputs: Any) -> Conversation[Any]:
     """Have the model `voices` do something, and read the JSON that came of it."""
+    return _json_of(operation, (yield from _asking(operation, timeout_s, **inputs)))
+
+
+def _asking(operation: str, timeout_s: float | None = None, **inputs: Any) -> Conversation[InferResult]:
     request = voice_request("voices", operation=operation, **inputs)
-    answer = yield Question("ModelInfer", request, timeout_s)
+    return InferResult((yield Question("ModelInfer", request, timeout_s)))
+
+
+def _json_of(operation: str, result: InferResult) -> Any:
     try:
-        return json.loads(read_scalar(InferResult(answer), "result"))
+        return json.loads(read_scalar(result, "result"))
     except ValueError as error:
         raise EngineFailed(f"voices answered {operation} with no JSON: {error}") from error
+
+
+def _fetching(name: str) -> Conversation[ArchivedVoice]:
+    """A saved voice with its tensors."""
+    result = yield from _asking("describe", name=name)
+    about = _read(SavedVoice, _json_of("describe", result))
+    embedding, codes = read_output(result, "speaker_embedding")[0], read_output(result, "ref_codes")[0]
+    return ArchivedVoice(about, VoicePrompt(embedding, codes, about.ref_text))
+
+
+def _restoring(voice: ArchivedVoice) -> Conversation[None]:
+    about = voice.about
+    yield from _operating(
+        "restore",
+        name=about.name,
+        created_at=about.created_at,
+        model=about.model,
+        metadata=_json(about.metadata),
+        **voice.prompt.inputs,
+    )
+
+
+def _refuse_taken(names: Sequence[str], saved: set[str]) -> None:
+    if taken := [name for name in names if name in saved]:
+        told = ", ".join(map(repr, taken[:5])) + (f" and {len(taken) - 5} more" if len(taken) > 5 else "")
+        raise InvalidRequest(f"there are voices of these names already: {told}; replace them, or delete them")
 
 
 def _entry(answer: Any, key: str) -> Any:

@@ -13,6 +13,7 @@ import http.client
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,12 @@ from typing import TypeAlias
 
 from dotenv import dotenv_values
 
+from qwen3_tts_engine.access import VARIABLE as KEY_VARIABLE
+from qwen3_tts_engine.access import Access, access_from
+from qwen3_tts_engine.repairs import Repairs, page_of
+from qwen3_tts_engine.supervisor import Supervisor
 from qwen3_tts_engine.tritonserver import Installation, LaunchError, find_tritonserver
+from qwen3_tts_engine.watching import STOP_SIGNALS, StopRequest, watch_until
 
 LONGEST_UTTERANCE_S = 656  # 8191 frames of 80 ms, spoken no slower than real time
 KILL_MARGIN_S = 5
@@ -37,9 +43,9 @@ RESPONSE_CACHE_BYTES = 128 << 20  # for models of an operator's own; ours are no
 # half a million chunks of one byte end the server. This is enough for the 64 MB that it accepts at most.
 STACK_BYTES = 192 << 20
 LOG_TAIL_LINES = 40
+MOST_LOG_BYTES = 64 << 20  # then the log becomes <log>.1, in place of an earlier one
 SHARED_MEMORY = Path("/dev/shm")
 Address: TypeAlias = tuple[str, int]
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 OPTIONS = {  # of the command line; each is a field of LaunchConfig
     "model_repository": "the models to serve",
@@ -70,6 +76,7 @@ class LaunchConfig:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    supervisor_port: int = 8003
     preload_models: bool = True
     verbose: bool = False
     ready_timeout_s: float = 1800.0  # a first start may download weights
@@ -77,6 +84,7 @@ class LaunchConfig:
     idle_grace_s: float = 30.0
     server_dir: Path = Path(".server")
     log_path: Path = Path(".server/logs/tritonserver.log")
+    access: Access = field(default_factory=Access)
     extra_args: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -105,36 +113,23 @@ def reachable(host: str) -> str:
 
 def serve(config: LaunchConfig) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP, then drain; a second signal stops at once."""
-    with running_server(config) as server:
+    check_addresses(config.addresses | {"SUPERVISOR_PORT": (config.host, config.supervisor_port)})
+    with running_server(config) as server, showing_repairs(config) as repairs:
         stop = StopRequest()
         say(f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
-        wait_for_the_end(stop, server.process)
-        if not stop.made:
-            raise server.failure(f"tritonserver stopped by itself with status {server.process.returncode}")
+        watch_until(stop, server.supervisor(repairs))
         say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
         raise server.failure("the drain did not end well")
     return 0
 
 
-class StopRequest:
-    """From its making on, the first signal asks for a drain and any further one interrupts."""
-
-    def __init__(self) -> None:
-        self.made = False
-        for name in STOP_SIGNALS:
-            signal.signal(name, self._take)
-
-    def _take(self, *_: object) -> None:
-        if self.made:
-            raise KeyboardInterrupt
-        self.made = True
-
-
-def wait_for_the_end(stop: StopRequest, *processes: subprocess.Popen[bytes]) -> None:
-    """Return when a stop is asked for, or when one of the processes has ended."""
-    while not stop.made and all(process.poll() is None for process in processes):
-        time.sleep(0.1)
+@contextmanager
+def showing_repairs(config: LaunchConfig) -> Iterator[Repairs]:
+    """Counts what is repaired, with its page open."""
+    repairs = Repairs()
+    with page_of(repairs, config.host, config.supervisor_port):
+        yield repairs
 
 
 @contextmanager
@@ -158,32 +153,60 @@ def running_server(config: LaunchConfig) -> Iterator[Server]:
 class Server:
     """A running tritonserver, its model processes (one process group) and their shared-memory regions."""
 
-    def __init__(
-        self, config: LaunchConfig, process: subprocess.Popen[bytes], regions_prefix: str, log_start: int
-    ) -> None:
+    def __init__(self, config: LaunchConfig, installation: Installation) -> None:
         self.config = config
-        self.process = process
         self.drained = False
-        self._regions_prefix = regions_prefix
-        self._log_start = log_start
+        self._installation = installation
+        self._is_serving = False
+        self.process = self._launch()
 
     @classmethod
     def start(cls, config: LaunchConfig, installation: Installation) -> Server:
-        regions_prefix = f"triton_python_backend_shm_region_{uuid.uuid4().hex[:12]}_"
+        say(f"starting {installation.binary}, its log is {config.log_path}")
+        if config.access.key_file:
+            say(f"the key of its restricted APIs is in {config.access.key_file}")
+        return cls(config, installation)
+
+    def stop_at_once(self) -> None:
+        self._is_serving = False
+        self.clean_up()
+
+    def start_again(self) -> None:
+        """After a stop, on the same ports."""
+        self.process = self._launch()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        config = self.config
+        self._regions_prefix = f"triton_python_backend_shm_region_{uuid.uuid4().hex[:12]}_"
         config.log_path.parent.mkdir(parents=True, exist_ok=True)
         with config.log_path.open("ab", buffering=0) as log, stack_limit(STACK_BYTES):
-            log_start = log.tell() if config.log_path.is_file() else 0
-            say(f"starting {installation.binary}, its log is {config.log_path}")
-            process = subprocess.Popen(
-                command(config, installation, regions_prefix),
-                env=server_environment(config.environment, installation),
+            self._log_start = log.tell() if config.log_path.is_file() else 0
+            return subprocess.Popen(
+                command(config, self._installation, self._regions_prefix),
+                env=server_environment(config.environment, self._installation),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # A group of its own: Ctrl-C reaches only the launcher, one kill reaches every model process.
                 start_new_session=True,
             )
-        return cls(config, process, regions_prefix, log_start)
+
+    def supervisor(self, repairs: Repairs) -> Supervisor:
+        """What keeps it serving."""
+        headers = self.config.access.http_headers
+        return Supervisor(self, headers, self.config.ready_timeout_s, repairs, self._has_metrics, say)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self.process.poll()
+
+    @property
+    def client_host(self) -> str:
+        return self.config.client_host
 
     @property
     def http_port(self) -> int:
@@ -203,16 +226,27 @@ class Server:
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.ready_timeout_s
-        while not self._is_ready():
+        while not self.is_ready():
             if self.process.poll() is not None:
                 raise self.failure("tritonserver could not start")
             if time.monotonic() > deadline:
                 raise self.failure(f"tritonserver was not ready within {self.config.ready_timeout_s:g} s")
             time.sleep(0.05)
+        self.has_started()
+
+    def is_ready(self) -> bool:
+        ready = self._get(self.http_port, "/v2/health/ready") is not None
+        return ready and (not self._has_metrics or self._get(self.metrics_port, "/metrics") is not None)
+
+    def has_started(self) -> None:
+        """From now on there may be streams in flight, which a drain lets end."""
+        self._is_serving = True
 
     def drain(self) -> None:
         """Ask tritonserver to finish what it is serving and wait, at most for the exit timeout."""
-        if self.process.poll() is None:
+        if not self._is_serving:  # it is being started again, and speaks to nobody
+            self.drained = True
+        elif self.process.poll() is None:
             self.process.terminate()
             self.drained = self._has_drained()
 
@@ -230,6 +264,13 @@ class Server:
 
     def shared_memory_regions(self) -> list[Path]:
         return sorted(SHARED_MEMORY.glob(f"{self._regions_prefix}*"))
+
+    def bound_log(self) -> None:
+        """Keep its last bytes and those before them: the server goes on at the end of an empty file."""
+        if self.log_path.is_file() and self.log_path.stat().st_size > MOST_LOG_BYTES:
+            shutil.copyfile(self.log_path, self.log_path.with_name(f"{self.log_path.name}.1"))
+            os.truncate(self.log_path, 0)
+            self._log_start = 0
 
     def failure(self, what: str) -> LaunchError:
         return LaunchError(f"{what}; the end of {self.log_path}:\n{self._log_tail()}")
@@ -251,10 +292,6 @@ class Server:
         """Requests being spoken or waiting, by the models' own gauges; None where no model tells."""
         page = self._get(self.metrics_port, "/metrics")
         return None if page is None else num_busy(page)
-
-    def _is_ready(self) -> bool:
-        ready = self._get(self.http_port, "/v2/health/ready") is not None
-        return ready and (not self._has_metrics or self._get(self.metrics_port, "/metrics") is not None)
 
     @property
     def _has_metrics(self) -> bool:
@@ -310,12 +347,14 @@ def command(config: LaunchConfig, installation: Installation, regions_prefix: st
         f"--backend-config=python,shm-region-prefix-name={regions_prefix}",
         *installation.flags,
         *(["--log-verbose=1"] if config.verbose else []),
+        *config.access.flags,
         *config.extra_args,
     ]
 
 
 def server_environment(given: Mapping[str, str], installation: Installation) -> dict[str, str]:
     folders = [*map(str, installation.library_path), given.get("LD_LIBRARY_PATH", "")]
+    given = {name: value for name, value in given.items() if name != KEY_VARIABLE}  # not for the models
     return {
         "OMP_NUM_THREADS": str(num_available_cores()),
         # Idle threads of one model process must not spin on the cores that another one computes on.
@@ -430,8 +469,10 @@ def config_from(environment: Mapping[str, str], arguments: argparse.Namespace) -
         http_port=port_from(environment, "TRITON_HTTP_PORT", 8000),
         grpc_port=port_from(environment, "TRITON_GRPC_PORT", 8001),
         metrics_port=port_from(environment, "TRITON_METRICS_PORT", 8002),
+        supervisor_port=port_from(environment, "SUPERVISOR_PORT", 8003),
         preload_models=_switch(environment, "PRELOAD_MODELS", True),
         verbose=environment.get("LOG_LEVEL", "").upper() == "DEBUG",
+        access=access_from(environment, arguments.server_dir),
         environment=environment,
         **vars(arguments),
     )

@@ -9,67 +9,116 @@ import http.client
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
+from qwen3_tts_engine.access import VARIABLE as KEY_VARIABLE
 from qwen3_tts_engine.launcher import (
     Address,
     LaunchConfig,
     LaunchError,
-    StopRequest,
     check_addresses,
     main,
     port_from,
     reachable,
     running_server,
     say,
-    wait_for_the_end,
+    showing_repairs,
 )
+from qwen3_tts_engine.repairs import Repairs
+from qwen3_tts_engine.supervisor import BackOff
+from qwen3_tts_engine.watching import StopRequest, watch_until
 
 GATEWAY = (sys.executable, "-m", "qwen3_tts_gateway.cli", "serve")
 READY_TIMEOUT_S = 60.0
 
 
 def serve(config: LaunchConfig) -> int:
-    """Run both until SIGINT, SIGTERM or SIGHUP, or until one of them ends; the gateway is drained first."""
+    """Keep both running until SIGINT, SIGTERM or SIGHUP; the gateway is drained first."""
     address = gateway_address(config)
-    check_addresses(config.addresses | {"PORT": address})
-    with running_server(config) as server, running_gateway(config) as gateway:
+    check_addresses(
+        config.addresses | {"PORT": address, "SUPERVISOR_PORT": (config.host, config.supervisor_port)}
+    )
+    _check_trust(config)
+    with (
+        showing_repairs(config) as repairs,
+        running_server(config) as server,
+        running_gateway(config, repairs) as gateway,
+    ):
         stop = StopRequest()
         say(f"ready: http://{reachable(address[0])}:{address[1]}/docs, Triton's gRPC on {server.grpc_port}")
-        wait_for_the_end(stop, server.process, gateway)
-        if not stop.made:
-            if server.process.poll() is not None:
-                raise server.failure(f"tritonserver ended by itself with status {server.process.returncode}")
-            raise LaunchError(f"the gateway ended by itself with status {gateway.returncode}")
+        watch_until(stop, gateway, server.supervisor(repairs))
         say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
         raise server.failure("the drain did not end well")
     return 0
 
 
+def _check_trust(config: LaunchConfig) -> None:
+    """A gateway that knows no authority of Triton's certificate would not even try TLS."""
+    if config.access.certificate and not config.environment.get("TRITON_CA_FILE"):
+        raise LaunchError(
+            "TRITON_CERT_FILE is set and TRITON_CA_FILE is not; the gateway needs the authority to trust"
+        )
+
+
 def gateway_address(config: LaunchConfig) -> Address:
     return config.environment.get("HOST", "127.0.0.1"), port_from(config.environment, "PORT", 8080)
 
 
+class GatewayProcess:
+    """The gateway, started anew when it ends by itself."""
+
+    def __init__(
+        self, config: LaunchConfig, repairs: Repairs, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._repairs = repairs
+        self._environment = _environment(config)
+        self._clock = clock
+        self._back_off = BackOff()
+        self._restart_s: float | None = None
+        self.process = self._start()
+
+    def look(self) -> None:
+        """Start it again when its pause is over; a key file or a port may be mended meanwhile."""
+        if self.process.poll() is None:
+            return
+        if self._restart_s is None:
+            self._repairs.begin("gateway", "died")
+            pause_s = self._back_off.pause_s(self._clock())
+            self._restart_s = self._clock() + pause_s
+            say(
+                f"the gateway ended by itself with status {self.process.returncode}; starting it again"
+                + (f" in {pause_s:g} s" if pause_s else "")
+            )
+        if self._clock() >= self._restart_s:
+            self._restart_s = None
+            self.process = self._start()
+            self._repairs.end("gateway")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C reaches this process alone, which drains in order.
+        return subprocess.Popen(GATEWAY, env=self._environment, start_new_session=True)
+
+
 @contextmanager
-def running_gateway(config: LaunchConfig) -> Iterator[subprocess.Popen[bytes]]:
+def running_gateway(config: LaunchConfig, repairs: Repairs) -> Iterator[GatewayProcess]:
     """A gateway that answers inside the block and has finished its streams after it."""
-    # A session of its own: Ctrl-C reaches this process alone, which drains in order.
-    process = subprocess.Popen(GATEWAY, env=_environment(config), start_new_session=True)
+    gateway = GatewayProcess(config, repairs)
     try:
-        _wait_until_ready(process, gateway_address(config))
-        yield process
-        process.terminate()
-        process.wait()
+        _wait_until_ready(gateway.process, gateway_address(config))
+        yield gateway
+        gateway.process.terminate()
+        gateway.process.wait()
     finally:
-        process.kill()
-        process.wait()
+        gateway.process.kill()
+        gateway.process.wait()
 
 
 def _environment(config: LaunchConfig) -> dict[str, str]:
     ports = {name: str(port) for name, port in config.ports.items()}
-    return {**config.environment, "TRITON_HOST": config.client_host, **ports}
+    key = {KEY_VARIABLE: config.access.api_key}
+    return {**config.environment, "TRITON_HOST": config.client_host, **ports, **key}
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: Address) -> None:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwen3_tts_client import KeyRefused
 from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, Reply, reply_to
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,12 @@ def told(error: Exception) -> str:
     message = reply_to(error).message
     if message is None:
         return str(error)
-    log.warning("a request failed", extra={"reason": str(error)})
+    if isinstance(error, KeyRefused):
+        log.error(
+            "Triton refuses the gateway's key: set TRITON_API_KEY to Triton's", extra={"reason": str(error)}
+        )
+    else:
+        log.warning("a request failed", extra={"reason": str(error)})
     return message
 
 

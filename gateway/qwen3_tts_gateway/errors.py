@@ -19,6 +19,7 @@ from qwen3_tts_client import (
     Cancelled,
     EngineFailed,
     InvalidRequest,
+    KeyRefused,
     Overloaded,
     ServerUnavailable,
     SpeechError,
@@ -98,6 +99,13 @@ REPLIES: dict[type[Exception], Reply] = {
     TooLarge: Reply(413, "invalid_request_error", "too_large"),
     RateLimited: Reply(429, "rate_limit_error", "rate_limit_exceeded"),
     UnknownVoice: Reply(404, "invalid_request_error", "voice_not_found"),
+    # Of the gateway's own key; callers' never get so far.
+    KeyRefused: Reply(
+        502,
+        "server_error",
+        "misconfigured",
+        message="the speech server does not accept this gateway's key; its operator has to mend that",
+    ),
     InvalidRequest: Reply(400, "invalid_request_error", "invalid_value"),
     Overloaded: Reply(503, "server_error", "overloaded", retry_after_s=1),
     ServerUnavailable: Reply(

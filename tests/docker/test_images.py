@@ -60,6 +60,14 @@ def test_nobody_is_root(stages: dict[str, Any], image: str) -> None:
     assert (last.name, last.value) == ("USER", "1000:1000")
 
 
+def test_the_gateway_has_no_shell(stages: dict[str, Any]) -> None:
+    """Triton's image needs one: NVIDIA's entry point is a script."""
+    last = stages["gateway"].all("RUN")[-1].value
+    assert last.split() == ["rm", "/bin/sh", "/bin/bash", "/bin/dash"]
+    [command] = stages["gateway"].all("CMD")
+    assert command.value.startswith('["python3", ')
+
+
 def test_every_package_of_others_is_the_release_that_the_tests_run_with(stages: dict[str, Any]) -> None:
     installs = [
         command

@@ -16,7 +16,7 @@ OVERLAYS = ("base", "overlays/gpu", "overlays/kserve")
 OLDEST = "1.30"  # as the base says
 NAME = "app.kubernetes.io/name"
 WORKLOADS = ("triton", "gateway", "redis", "prometheus")
-PORTS = {"triton": (8000, 8001, 8002), "gateway": (8080,), "redis": (6379,), "prometheus": (9090,)}
+PORTS = {"triton": (8000, 8001, 8002, 8003), "gateway": (8080,), "redis": (6379,), "prometheus": (9090,)}
 CUSTOM = {"ScaledObject", "ServingRuntime", "InferenceService"}  # kinds that are KEDA's and KServe's
 
 Document = dict[str, Any]
@@ -103,9 +103,11 @@ def test_nobody_talks_unless_a_policy_says_so(base: list[Document]) -> None:
 def test_triton_hears_the_gateway_and_prometheus_alone(base: list[Document]) -> None:
     rules = of_kind(base, "NetworkPolicy")["triton"]["spec"]["ingress"]
     heard = {
-        (rule["from"][0]["podSelector"]["matchLabels"][NAME], rule["ports"][0]["port"]) for rule in rules
+        (rule["from"][0]["podSelector"]["matchLabels"][NAME], port["port"])
+        for rule in rules
+        for port in rule["ports"]
     }
-    assert heard == {("gateway", 8001), ("prometheus", 8002)}
+    assert heard == {("gateway", 8001), ("prometheus", 8002), ("prometheus", 8003)}
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

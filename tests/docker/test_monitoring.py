@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from qwen3_tts_engine.metrics import FAMILIES, FINISH_REASONS, OUTCOMES
+from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_gateway import observing
 from real_server import ROOT
 
@@ -47,7 +48,8 @@ def known() -> set[str]:
         if isinstance(wrapper, MetricWrapperBase)
         for metric in wrapper.describe()
     ]
-    return {"up"}.union(TRITONS, *ours, *gateways)
+    repairs = set(re.findall(r"^# TYPE (\w+) ", Repairs().metrics(), flags=re.MULTILINE))
+    return {"up"}.union(TRITONS, repairs, *ours, *gateways)
 
 
 def asked(query: str) -> set[str]:
@@ -100,25 +102,26 @@ def test_each_alert_has_a_test() -> None:
     assert {*re.findall(r'alertname="(\w+)"', tests)} == {rule["alert"] for rule in ALERTS}
 
 
-def targets() -> dict[str, int]:
+def targets() -> set[tuple[str, int]]:
     """Who is scraped, and where."""
     found = [search for job in PROMETHEUS["scrape_configs"] for search in job["dns_sd_configs"]]
-    return {name: search["port"] for search in found for name in search["names"]}
+    return {(name, search["port"]) for search in found for name in search["names"]}
 
 
 def test_what_is_scraped_is_a_service_of_the_composition(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert targets() == {
-        "triton": services["triton"]["environment"]["TRITON_METRICS_PORT"],
-        "gateway": services["gateway"]["environment"]["PORT"],
+        ("triton", services["triton"]["environment"]["TRITON_METRICS_PORT"]),
+        ("triton", services["triton"]["environment"]["SUPERVISOR_PORT"]),
+        ("gateway", services["gateway"]["environment"]["PORT"]),
     }
-    for name in targets():
+    for name, _ in targets():
         assert {*services[name]["networks"]} & {*services["prometheus"]["networks"]}
 
 
 def test_what_is_scraped_is_every_pod_of_a_service_of_the_cluster(base: list[dict[str, Any]]) -> None:
     services = {it["metadata"]["name"]: it["spec"] for it in base if it["kind"] == "Service"}
-    for name, port in targets().items():
+    for name, port in targets():
         assert services[name]["clusterIP"] == "None"
         assert port in [it["port"] for it in services[name]["ports"]]
 

@@ -60,7 +60,7 @@ MODEL_INPUTS = {
     "qwen3_tts_voice_design": SPEECH | {"instruct": "BYTES"},
     "qwen3_tts_base": SPEECH | PROMPT | {"voice": "BYTES"},
     "create_voice": {"ref_audio": "BYTES", "ref_text": "BYTES", "x_vector_only": "BOOL"},
-    "voices": PROMPT | {"operation": "BYTES", "name": "BYTES", "metadata": "BYTES"},
+    "voices": PROMPT | dict.fromkeys(("operation", "name", "metadata", "created_at", "model"), "BYTES"),
 }
 
 # dims behind the batch dimension, where they are not [1]
@@ -168,9 +168,12 @@ class Shelf:
 
     def __init__(self) -> None:
         self.voices: dict[str, dict[str, Any]] = {}
+        self.prompts: dict[str, dict[str, Any]] = {}  # their tensors
 
     def __call__(self, call: Call) -> dict[str, Any]:
-        return {"result": json.dumps(getattr(self, call.string("operation"))(call))}
+        operation = call.string("operation")
+        result = {"result": json.dumps(getattr(self, operation)(call))}
+        return result | (self.prompts[call.string("name")] if operation == "describe" else {})
 
     def speakers(self, call: Call) -> dict[str, Any]:
         return {"speakers": SPEAKERS}
@@ -188,11 +191,19 @@ class Shelf:
         return self.voices[name]
 
     def save(self, call: Call) -> dict[str, Any]:
+        return self._keep(call, created_at="2025-01-31T12:00:00Z", model="tiny")
+
+    def restore(self, call: Call) -> dict[str, Any]:
+        return self._keep(call, created_at=call.string("created_at"), model=call.string("model"))
+
+    def _keep(self, call: Call, created_at: str, model: str) -> dict[str, Any]:
         name, has_codes = call.string("name"), "ref_codes" in call.inputs
+        codes = call.array("ref_codes")[0] if has_codes else np.zeros((0, 16), np.int32)
+        self.prompts[name] = {"speaker_embedding": call.array("speaker_embedding")[0], "ref_codes": codes}
         self.voices[name] = {
             "name": name,
-            "created_at": "2025-01-31T12:00:00Z",
-            "model": "tiny",
+            "created_at": created_at,
+            "model": model,
             "x_vector_only": not has_codes,
             "ref_text": call.string("ref_text") if has_codes else "",
             "metadata": json.loads(call.string("metadata")) if "metadata" in call.inputs else {},

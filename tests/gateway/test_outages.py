@@ -157,6 +157,28 @@ def test_a_gateway_without_triton_is_healthy_and_says_that_no_model_is(lonely: h
     assert health["models"] == {}
 
 
+def test_the_health_of_models_tells_nobody_where_triton_is(lonely: httpx.Client) -> None:
+    assert "127.0.0.1" not in lonely.get("/health/models").text
+    assert "does not answer" in lonely.get("/health/models").json()["triton"]
+
+
+def test_a_key_that_triton_refuses_is_the_operators_to_mend_and_nobody_elses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not a 400: the caller's own key is good, and there is nothing that they could do better."""
+    lazy = {"triton_api_key": "wrong", "preload_models": False}
+    with (
+        triton(says(1), api_key="right") as fake,
+        gateway_at(fake.port, **lazy) as http,
+        caplog.at_level(logging.ERROR),
+    ):
+        message = assert_says(http.post(SPEECH, json=RYAN), 502, "misconfigured")
+        assert http.post(FILE, json=RYAN_ORIGINALLY).status_code == 502
+        assert "does not accept this gateway's key" in http.get("/health/models").json()["triton"]
+    assert "restricted" not in message
+    assert "Triton refuses the gateway's key: set TRITON_API_KEY to Triton's" in caplog.messages
+
+
 def test_triton_comes_back_by_itself_on_its_port() -> None:
     with triton(says(1)) as fake:
         port = fake.port

@@ -5,12 +5,26 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from grpc import StatusCode
+from tritonclient import grpc as triton
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from callers import TEN_SECONDS, assert_same_audio, client_of, infer
+from callers import (
+    MODEL,
+    PATIENCE_S,
+    TEN_SECONDS,
+    assert_same_audio,
+    client_of,
+    grpc_address,
+    infer,
+    read,
+    stream_of,
+    tensors,
+)
 from metrics_page import MetricsWatch
 from qwen3_tts_client import InvalidRequest, SpeechError
 from qwen3_tts_client.errors import error_from_triton
@@ -133,6 +147,31 @@ def test_a_request_that_is_no_request_for_this_model_is_turned_away(
     assert re.search(message, error.message())
     assert isinstance(for_the_caller(error), InvalidRequest)
     assert watch.moved(answered=0) == {}
+
+
+def test_a_timeout_that_has_passed_at_once_does_not_end_the_server(server: Server) -> None:
+    """With allow_timeout_override, one in five such requests is the last that tritonserver 24.10 takes."""
+    for _ in range(50):
+        with triton.InferenceServerClient(grpc_address(server)) as client, stream_of(client, None) as heard:
+            spoken = tensors(client, {"text": TEXT, "max_frames": 1})
+            client.async_stream_infer(MODEL, spoken, timeout=1)  # in microseconds, of the queue
+            assert read(heard.get(timeout=PATIENCE_S)).num_frames == 1
+
+
+@pytest.mark.parametrize(("model", "name"), [(MODEL, "text"), ("voices", "operation")])
+def test_a_string_in_a_tensor_of_no_rows_is_refused(server: Server, model: str, name: str) -> None:
+    """Triton lets it pass, and hands it on without its first axis."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name=name, datatype="BYTES", shape=[0, 1])
+    request.raw_input_contents.append(b"\5\0\0\0Hello")
+    metadata = [("triton_grpc_error", "true")]
+    with grpc.insecure_channel(grpc_address(server)) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answers = stub.ModelStreamInfer(iter([request]), timeout=PATIENCE_S, metadata=metadata)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(answers)
+    assert refused.value.code() is StatusCode.INVALID_ARGUMENT
+    assert f"{name} has values, but a shape of 0 rows" in refused.value.details()
 
 
 def test_the_client_library_tells_it_as_an_invalid_request(server: Server) -> None:

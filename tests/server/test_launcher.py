@@ -13,12 +13,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 from tritonclient import grpc as triton
 
-from qwen3_tts_engine.launcher import LaunchError, Server, running_server
+from qwen3_tts_engine.launcher import MOST_LOG_BYTES, LaunchError, Server, running_server
 from qwen3_tts_engine.tritonserver import Installation
 from real_server import ROOT, Footprint, Launcher, on_free_ports, wait_until
 
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.triton
 
 Repository = Callable[..., Path]
 StartServer = Callable[..., Server]
+
+KEY = "key-of-the-test"
 
 
 def test_a_server_serves_inside_its_block_and_leaves_nothing_behind(toy_repository: Repository) -> None:
@@ -169,27 +172,83 @@ def test_two_signals_that_come_together_stop_at_once(toy_repository: Repository,
         launcher.footprint.assert_gone()
 
 
-def test_a_server_that_dies_is_reported_with_the_end_of_its_log(
+def test_a_server_that_dies_is_started_again_on_its_ports(toy_repository: Repository, tmp_path: Path) -> None:
+    with Launcher(toy_repository("echo"), tmp_path) as launcher:
+        kill_server(launcher)
+        said = launcher.read_until("tritonserver serves again")
+        assert "tritonserver ended by itself with status -9" in said
+        launcher.footprint.assert_gone()
+        assert echo(launcher.config, "hello") == "hello"
+        repairs = 'qwen3_tts_repairs_total{what="tritonserver",reason="died"} 1'
+        assert repairs in supervisor_page(launcher, "/metrics").text
+        assert supervisor_page(launcher, "/health").status_code == 200
+        launcher.terminate()
+        assert launcher.process.wait() == 0
+
+
+def test_a_server_that_cannot_start_again_is_given_up_with_the_end_of_its_log(
     toy_repository: Repository, tmp_path: Path
 ) -> None:
-    with Launcher(toy_repository("echo"), tmp_path) as launcher:
-        for stub in launcher.footprint.stubs():
-            stub.suspend()  # it cannot notice by itself that its server is gone
-        psutil.Process(launcher.footprint.group).kill()
-        said = launcher.read_until("Started HTTPService")
-        assert "tritonserver stopped by itself with status -9" in said
+    repository = toy_repository("echo")
+    with Launcher(repository, tmp_path) as launcher:
+        toy_repository("failing")
+        kill_server(launcher)
+        said = launcher.read_until("no plankton left")
+        assert "tritonserver could not be started 3 times in a row" in said
         assert launcher.process.wait() == 1
         launcher.footprint.assert_gone()
+
+
+def test_a_signal_ends_a_server_that_is_being_started_again(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    repository = toy_repository("echo")
+    with Launcher(repository, tmp_path) as launcher:
+        (repository / "echo" / "1" / "model.py").write_text("import time; time.sleep(1000)")
+        kill_server(launcher)
+        launcher.read_until("bringing tritonserver back")
+        assert supervisor_page(launcher, "/health").status_code == 503
+        launcher.process.terminate()
+        assert launcher.process.wait(timeout=10) == 0
+        launcher.footprint.assert_gone()
+
+
+def test_a_log_that_grows_too_long_makes_room(toy_repository: Repository, tmp_path: Path) -> None:
+    with Launcher(toy_repository("echo"), tmp_path, "--", "--log-verbose=1") as launcher:
+        log = launcher.config.log_path
+        with log.open("ab") as file:
+            file.truncate(MOST_LOG_BYTES + 1)  # a hole, which costs no disk
+        wait_until(lambda: log.stat().st_size < MOST_LOG_BYTES, "the log is emptied")
+        assert "Started HTTPService" in log.with_name(f"{log.name}.1").read_text(errors="replace")
+        assert echo(launcher.config, "the server goes on") == "the server goes on"
+        wait_until(lambda: "/v2/models/echo/infer" in log.read_text(), "it goes on writing")
+        assert log.stat().st_size < MOST_LOG_BYTES
 
 
 def test_without_preloading_a_server_starts_empty_and_loads_on_request(
     toy_repository: Repository, tmp_path: Path
 ) -> None:
-    with Launcher(toy_repository("echo", "failing"), tmp_path, PRELOAD_MODELS="false") as launcher:
+    environment = {"PRELOAD_MODELS": "false", "TRITON_API_KEY": KEY}
+    with Launcher(toy_repository("echo", "failing"), tmp_path, **environment) as launcher:
         server = launcher.config
         assert {model.get("state") for model in post(server, "/v2/repository/index", {})} == {None}
         post(server, "/v2/repository/models/echo/load", {})
         assert echo(server, "hello") == "hello"
+
+
+def test_what_was_loaded_on_request_is_loaded_again_after_a_restart(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    environment = {"PRELOAD_MODELS": "false", "TRITON_API_KEY": KEY}
+    verbose = ("--", "--log-verbose=1")
+    with Launcher(toy_repository("echo", "counter"), tmp_path, *verbose, **environment) as launcher:
+        post(launcher.config, "/v2/repository/models/echo/load", {})
+        wait_until(lambda: "/v2/models/echo/config" in launcher.log(), "the supervisor knows of it")
+        kill_server(launcher)
+        launcher.read_until("tritonserver serves again")
+        assert echo(launcher.config, "hello") == "hello"
+        index = post(launcher.config, "/v2/repository/index", {})
+        assert {model["name"] for model in index if model.get("state") == "READY"} == {"echo"}
 
 
 def test_an_ensemble_that_comes_later_does_not_load_its_parts_again(
@@ -218,9 +277,19 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
     assert f"error: {name}={value}: " in run.stderr
 
 
+def kill_server(launcher: Launcher) -> None:
+    for stub in launcher.footprint.stubs():
+        stub.suspend()  # it cannot notice by itself that its server is gone
+    psutil.Process(launcher.footprint.group).kill()
+
+
+def supervisor_page(launcher: Launcher, path: str) -> httpx.Response:
+    return httpx.get(f"http://127.0.0.1:{launcher.supervisor_port}{path}")
+
+
 def post(server: Any, path: str, body: Any) -> Any:
     with closing(http.client.HTTPConnection("127.0.0.1", server.http_port)) as connection:
-        connection.request("POST", path, json.dumps(body))
+        connection.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {KEY}"})
         response = connection.getresponse()
         answer = response.read()
         assert response.status == 200, answer

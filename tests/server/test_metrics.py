@@ -26,6 +26,7 @@ FAMILIES = {
     "qwen3_tts_finish_total": "counter",
     "qwen3_tts_frames_total": "counter",
     "qwen3_tts_audio_seconds_total": "counter",
+    "qwen3_tts_underruns_total": "counter",
     "qwen3_tts_active_slots": "gauge",
     "qwen3_tts_slots": "gauge",
     "qwen3_tts_waiting_requests": "gauge",

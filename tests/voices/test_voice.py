@@ -150,6 +150,7 @@ def test_the_voice_of_another_name_or_of_a_later_format_is_not_read(make_voice):
 ENTRIES = {
     "cut short": lambda entry: json.dumps(entry)[:-9],
     "a list": lambda entry: "[]",
+    "lists in lists": lambda entry: "[" * 100_000,
     "a path in place of a hash": lambda entry: json.dumps({**entry, "object": "../../etc/passwd"}),
     "a name that is a number": lambda entry: json.dumps({**entry, "voice": {**entry["voice"], "name": 7}}),
     "a field too few": lambda entry: json.dumps({**entry, "voice": {"name": "grandpa"}}),

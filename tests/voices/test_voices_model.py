@@ -33,6 +33,7 @@ EMBEDDING = np.linspace(-1, 1, HIDDEN_SIZE, dtype=np.float32)[None]  # a row
 CODES = np.arange(48, dtype=np.int32).reshape(1, 3, 16)
 X_VECTOR = {"speaker_embedding": EMBEDDING}
 RECORDING = {"speaker_embedding": EMBEDDING, "ref_codes": CODES, "ref_text": [WORDS]}
+MADE = {"created_at": ["2025-03-04T05:06:07.008+00:00"], "model": ["qwen3_tts 1b7 base (64 values) config 0"]}
 PROMPT_OUTPUTS = {"speaker_embedding", "ref_codes", "ref_text"}
 
 
@@ -142,8 +143,15 @@ def test_an_embedding_alone_is_a_voice_without_frames(voices, no_codes):
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - {"describe"}))
 def test_only_a_description_comes_with_a_prompt(voices, operation):
     voices.ask("save", name=["grandpa"], **RECORDING)
-    outputs = voices.outputs(operation=[operation], name=["grandpa"], **RECORDING)
+    outputs = voices.outputs(operation=[operation], name=["grandpa"], **RECORDING, **MADE)
     assert outputs.keys() == {"result"}
+
+
+def test_a_restored_voice_is_as_old_as_it_was_and_its_makers(voices):
+    voices.ask("restore", name=["grandpa"], metadata=['{"consent": "yes"}'], **RECORDING, **MADE)
+    described = voices.ask("describe", name=["grandpa"])
+    assert (described["created_at"], described["model"]) == (MADE["created_at"][0], MADE["model"][0])
+    assert (described["ref_text"], described["metadata"]) == (WORDS, {"consent": "yes"})
 
 
 def test_a_deleted_voice_is_gone(voices):
@@ -186,7 +194,7 @@ def test_a_saved_voice_is_what_the_base_model_will_find(voices, tmp_path):
 
 # --- refusals ---------------------------------------------------------------------------------------------
 
-ALL_OPERATIONS = "must be one of list, describe, save, delete, speakers, languages"
+ALL_OPERATIONS = "must be one of list, describe, save, restore, delete, speakers, languages"
 REFUSED = {
     "no operation": ({"operation": [""]}, ALL_OPERATIONS),
     "another operation": ({"operation": ["rename"]}, f"operation is 'rename'; it {ALL_OPERATIONS}"),
@@ -214,6 +222,22 @@ REFUSED = {
     "metadata that is no object": (
         {"operation": ["save"], "name": ["a"], **X_VECTOR, "metadata": ["[]"]},
         "metadata is .* must be a JSON object",
+    ),
+    "a backup of no time": (
+        {"operation": ["restore"], "name": ["a"], **X_VECTOR, **MADE, "created_at": ["2025-03-04"]},
+        "created_at is '2025-03-04'; it must be a time with its zone",
+    ),
+    "a backup of nobody's": (
+        {"operation": ["restore"], "name": ["a"], **X_VECTOR, **MADE, "model": [""]},
+        "model has 0 characters; as describe gives it, it has 1 to 512",
+    ),
+    "a backup under a speaker's name": (
+        {"operation": ["restore"], "name": ["VIVIAN"], **X_VECTOR, **MADE},
+        "a built-in speaker's",
+    ),
+    "a backup of another size": (
+        {"operation": ["restore"], "name": ["a"], "speaker_embedding": EMBEDDING[:, :32], **MADE},
+        "another size",
     ),
     "two rows": ({"operation": ["list", "list"]}, "operation has 2 rows; this model takes one row"),
     "a name that is a path": ({"operation": ["describe"], "name": ["/etc/passwd"]}, "name is '/etc/passwd'"),

@@ -31,6 +31,7 @@ VARIABLES = {
     CHECKPOINT_VARIABLES["base"]: "base_checkpoint",
     "VOICE_STORE": "voice_store",
 }
+MAX_MAKER_CHARACTERS = 512
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,12 @@ class VoicesModel(AnsweringModel):
         }
 
     def save(self, row: Row) -> Outputs:
-        name = check_name(_name(row), self.born_with.speakers)
-        prompt = _read_prompt(row)
-        self._check_size(prompt)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        metadata = read_metadata(row.text("metadata") or "{}")
-        self.store.save(Voice(name, prompt, created_at=now, model=self.maker, metadata=metadata))
-        return _result({"name": name})
+        return self._keep(row, created_at=now, model=self.maker)
+
+    def restore(self, row: Row) -> Outputs:
+        """A voice that was saved before, from a backup: it stays as old as it is, and its maker's."""
+        return self._keep(row, created_at=_read_time(row), model=_read_maker(row))
 
     def delete(self, row: Row) -> Outputs:
         name = check_name(_name(row))
@@ -118,6 +118,14 @@ class VoicesModel(AnsweringModel):
 
     def languages(self, row: Row) -> Outputs:
         return _result({"languages": self.born_with.languages})
+
+    def _keep(self, row: Row, *, created_at: str, model: str) -> Outputs:
+        name = check_name(_name(row), self.born_with.speakers)
+        prompt = _read_prompt(row)
+        self._check_size(prompt)
+        metadata = read_metadata(row.text("metadata") or "{}")
+        self.store.save(Voice(name, prompt, created_at=created_at, model=model, metadata=metadata))
+        return _result({"name": name})
 
     def _check_size(self, prompt: VoicePrompt) -> None:
         """Refuse a voice that the base model beside this one can neither have made nor speak with."""
@@ -134,6 +142,7 @@ OPERATIONS: Mapping[str, Callable[[VoicesModel, Row], Outputs]] = {
     "list": VoicesModel.list,
     "describe": VoicesModel.describe,
     "save": VoicesModel.save,
+    "restore": VoicesModel.restore,
     "delete": VoicesModel.delete,
     "speakers": VoicesModel.speakers,
     "languages": VoicesModel.languages,
@@ -156,6 +165,28 @@ def _name(row: Row) -> str:
     if name is None:
         raise InvalidRequest("name is missing; say which voice")
     return name
+
+
+def _read_time(row: Row) -> str:
+    created_at = row.text("created_at") or ""
+    try:
+        aware = datetime.fromisoformat(created_at).tzinfo is not None
+    except ValueError:
+        aware = False
+    if not aware:
+        raise InvalidRequest(
+            f"created_at is {created_at[:80]!r}; it must be a time with its zone, as describe gives it"
+        )
+    return created_at
+
+
+def _read_maker(row: Row) -> str:
+    model = row.text("model") or ""
+    if not 1 <= len(model) <= MAX_MAKER_CHARACTERS:
+        raise InvalidRequest(
+            f"model has {len(model)} characters; as describe gives it, it has 1 to {MAX_MAKER_CHARACTERS}"
+        )
+    return model
 
 
 def _read_prompt(row: Row) -> VoicePrompt:

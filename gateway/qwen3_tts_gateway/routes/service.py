@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from qwen3_tts_client import SpeechError
+from qwen3_tts_gateway.answering import told
 from qwen3_tts_gateway.caller import Gate
 
 router = APIRouter(tags=["service"])
@@ -44,7 +45,7 @@ async def health_of_models(gate: Gate) -> dict[str, Any]:
     try:
         models = await gate.tts.models.list()
     except SpeechError as error:
-        return dict.fromkeys([*TALKERS, "tokenizer_loaded"], False) | {"triton": str(error), "models": {}}
+        return dict.fromkeys([*TALKERS, "tokenizer_loaded"], False) | {"triton": told(error), "models": {}}
     ready = {model.name for model in models if model.is_ready}
     loaded = {field: model in ready for field, model in TALKERS.items()}
     return {

@@ -1,0 +1,118 @@
+"""Whatever breaks while callers are spoken to, each gets audio or an error in time, and then service again.
+
+The bounds are those of docs/reliability.md: generous, for a busy machine; a quiet one takes seconds.
+"""
+
+from __future__ import annotations
+
+import resource
+
+import psutil
+import pytest
+
+from calling import through_triton
+from metrics_page import MetricsWatch, read_metrics
+from outages import GRANDPA, RESTING, SLOTS, SPEAKING, Service
+from qwen3_tts_client import EngineFailed
+from qwen3_tts_engine.supervisor import MANY_FAILURES, Triton
+from real_server import wait_until
+
+pytestmark = pytest.mark.triton
+
+WAIT_S = 20
+BACK_S = 120
+
+
+def test_a_model_process_that_is_killed(service: Service) -> None:
+    with service.under_load(WAIT_S, BACK_S):
+        service.stub().kill()
+
+
+def test_a_model_process_that_is_killed_while_it_speaks_to_nobody_costs_the_others_nothing(
+    service: Service,
+) -> None:
+    server, stub = service.footprint.group, service.stub(RESTING)
+    with service.under_load(WAIT_S, BACK_S) as callers:
+        stub.kill()
+        wait_until(service.speaks_as_grandpa, "its model speaks again", timeout_s=BACK_S)
+    assert callers.errors() == []
+    assert service.footprint.group == server
+    assert read_metrics(service.system.config, RESTING)[SLOTS] == 16
+
+
+@pytest.mark.slow
+def test_a_model_process_that_is_stopped(service: Service) -> None:
+    with service.under_load(2 * WAIT_S, BACK_S):
+        service.stub().suspend()
+
+
+def test_a_step_that_raises_costs_those_who_were_in_it_and_nobody_else(service: Service) -> None:
+    with service.under_load(WAIT_S, BACK_S) as callers:
+        service.next_step_raises.touch()
+        wait_until(lambda: not service.next_step_raises.exists(), "a step raises")
+    assert 1 <= len(callers.errors()) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_process_that_gets_no_more_memory(service: Service) -> None:
+    stub = service.stub()
+    long = through_triton(service.system.config.grpc_port, num_frames=1500)  # wants a larger cache
+    with service.under_load(WAIT_S, BACK_S):
+        stub.rlimit(psutil.RLIMIT_AS, (stub.memory_info().vms, resource.RLIM_INFINITY))
+        assert long()
+    # A process that was refused memory once may fail the like of it for ever. Seen to fail often, it is
+    # replaced as soon as it speaks to nobody.
+    assert all(long() for _ in range(2 * MANY_FAILURES))
+    wait_until(lambda: stub not in service.footprint.stubs(), "the process is replaced", timeout_s=BACK_S)
+    wait_until(lambda: long() == "", "the longest are served, too", timeout_s=BACK_S)
+
+
+def test_a_tritonserver_that_is_killed(service: Service) -> None:
+    with service.under_load(WAIT_S, BACK_S):
+        psutil.Process(service.footprint.group).kill()
+
+
+@pytest.mark.slow
+def test_a_tritonserver_that_is_stopped(service: Service) -> None:
+    with service.under_load(2 * WAIT_S, BACK_S):
+        psutil.Process(service.footprint.group).suspend()
+
+
+def test_a_gateway_that_is_killed(service: Service) -> None:
+    with service.under_load(WAIT_S, BACK_S):
+        service.system.child("qwen3_tts_gateway").kill()
+
+
+def test_a_model_that_is_loaded_anew_lets_those_it_speaks_to_hear_all(service: Service) -> None:
+    server = service.footprint.group
+    with service.under_load(WAIT_S, BACK_S) as callers, service.client() as tts:
+        tts.models.load(SPEAKING, timeout_s=BACK_S)
+    assert all(is_told_that_it_is_away(error) for error in callers.errors()), callers.errors()
+    assert service.footprint.group == server
+
+
+def test_a_voice_store_without_room_keeps_what_it_has_and_takes_more_once_there_is_room(
+    service: Service,
+) -> None:
+    stub = service.stub("voices")
+    with service.client() as tts:
+        with service.under_load(WAIT_S, BACK_S) as callers:
+            stub.rlimit(psutil.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # of any file that it writes
+            with pytest.raises(EngineFailed, match="voice store"):
+                tts.voices.save("grandma", GRANDPA)
+            assert [voice.name for voice in tts.voices.list()] == ["grandpa"]
+            stub.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert callers.errors() == []
+        tts.voices.save("grandma", GRANDPA)
+        tts.voices.delete("grandma")
+
+
+def test_a_canary_is_answered_by_the_model_and_counted_as_nobodys(service: Service) -> None:
+    watch = MetricsWatch(service.system.config)
+    assert Triton(service.system.config, {}).answers_canary(SPEAKING)
+    assert watch.moved(answered=0) == {}
+
+
+def is_told_that_it_is_away(error: str) -> bool:
+    return error.startswith(("503", "ServerUnavailable")) and "Stream removed" not in error

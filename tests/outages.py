@@ -1,0 +1,121 @@
+"""A whole system that is to be broken, and the proof that it mends itself without a trace."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from callers import sound_alike
+from calling import Callers, Speak, calling, through_gateway, through_triton
+from metrics_page import ACTIVE, WAITING, wait_for_metrics
+from qwen3_tts_client import SpeechClient, SpeechError, VoicePrompt
+from real_server import Footprint, System, wait_until
+
+SPEAKING = "qwen3_tts_custom_voice"
+RESTING = "qwen3_tts_base"
+MODELS = (SPEAKING, RESTING, "voices")
+SLOTS = "qwen3_tts_slots"
+WORDS = "A voice is kept."
+TRITON_API_KEY = "a-key-of-the-test"
+HIDDEN_SIZE = 64  # of the tiny checkpoints
+GRANDPA = VoicePrompt(np.linspace(-1, 1, HIDDEN_SIZE, dtype=np.float32), np.zeros((0, 16), np.int32), None)
+SPOKEN = {"seed": 5, "max_frames": 10}
+PATIENCE_S = 90
+logger = logging.getLogger(__name__)
+MOST_SPARE_FILES = 12  # connections that are kept open for the next request
+
+# What a file of the test's makes happen in the model's process, at its next step.
+BREAKABLE = """
+from pathlib import Path
+
+Whole = TritonPythonModel
+
+
+class TritonPythonModel(Whole):
+    def initialize(self, args):
+        super().initialize(args)
+        fault, whole_step = Path({fault!r}), self.engine.step
+
+        def step():
+            if fault.exists():
+                fault.unlink()
+                raise RuntimeError("no plankton left")
+            whole_step()
+
+        self.engine.step = step
+"""
+
+
+class Service:
+    """The whole system with a saved voice, and callers on both ways in."""
+
+    def __init__(self, system: System, fault: Path) -> None:
+        self.system = system
+        self.next_step_raises = fault
+        with self.client() as tts:
+            tts.voices.save("grandpa", GRANDPA)
+            self._grandpa = tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples
+        self._num_files = self.num_files()
+
+    def client(self) -> SpeechClient:
+        return SpeechClient(f"127.0.0.1:{self.system.config.grpc_port}", timeout_s=10, api_key=TRITON_API_KEY)
+
+    @property
+    def footprint(self) -> Footprint:
+        """Of the tritonserver that runs now."""
+        return Footprint(self.system.child("tritonserver").pid)
+
+    def stub(self, model: str = SPEAKING) -> psutil.Process:
+        [stub] = self.footprint.stubs_of(model)
+        return stub
+
+    def everybody(self) -> list[Speak]:
+        straight, around = through_triton(self.system.config.grpc_port), through_gateway(self.system.url)
+        return [straight, straight, around, around]
+
+    @contextmanager
+    def under_load(self, wait_s: float, back_s: float) -> Iterator[Callers]:
+        """The block breaks something; after it everybody is served again, and nobody waited too long.
+
+        Args:
+            wait_s: for audio or an error.
+            back_s: until each of the callers has been served after the fault.
+        """
+        with calling(*self.everybody()) as callers:
+            began_s = time.monotonic()
+            yield callers
+            broken_s = time.monotonic()
+            wait_until(lambda: callers.all_served_since(broken_s), "all are served again", timeout_s=back_s)
+            back_after_s = time.monotonic() - began_s
+        waited_s = callers.longest_wait_s(began_s)
+        logger.info("waited %.1f s, back after %.1f s, %s", waited_s, back_after_s, set(callers.errors()))
+        assert waited_s < wait_s
+
+    def speaks_as_grandpa(self) -> bool:
+        """Whether the saved voice is spoken with, and sounds as it did."""
+        try:
+            with self.client() as tts:
+                return sound_alike(tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples, self._grandpa)
+        except SpeechError:
+            return False
+
+    def assert_well(self) -> None:
+        """As if nothing had happened: the voice is there, no process, slot or descriptor is too many."""
+        with self.client() as tts:
+            assert [voice.name for voice in tts.voices.list()] == ["grandpa"]
+        assert self.speaks_as_grandpa()
+        assert {model: len(self.footprint.stubs_of(model)) for model in MODELS} == dict.fromkeys(MODELS, 1)
+        wait_for_metrics(self.system.config, {ACTIVE: 0, WAITING: 0, SLOTS: 16})
+        few = {name: number + MOST_SPARE_FILES for name, number in self._num_files.items()}
+        assert all(number <= few[name] for name, number in self.num_files().items()), (self.num_files(), few)
+
+    def num_files(self) -> dict[str, int]:
+        """Descriptors of what lives on through the faults."""
+        launcher, gateway = psutil.Process(self.system.process.pid), self.system.child("qwen3_tts_gateway")
+        return {"launcher": launcher.num_fds(), "gateway": gateway.num_fds()}
