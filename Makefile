@@ -76,11 +76,11 @@ simulate: setup ## scheduling policies by simulation, report in perf/results/
 	@exec $(BIN)/python perf/simulate.py $(ARGS)
 
 bench-memory: setup ## memory over 1000 requests at the real server, report in perf/results/
-	@exec $(BIN)/python perf/soak.py $(ARGS)
+	@exec $(BIN)/python perf/memory.py $(ARGS)
 
 MINUTES := 30
 soak: setup ## everything at once for MINUTES, every sample checked: leaks, lost chunks, wrong voices
-	@exec $(BIN)/python perf/endurance.py --minutes $(MINUTES) $(ARGS)
+	@exec $(BIN)/python perf/soak.py --minutes $(MINUTES) $(ARGS)
 
 overload: setup ## callers at 1, 2 and 10 times the capacity: what gets done, who is turned away how
 	@exec $(BIN)/python perf/overload.py $(ARGS)

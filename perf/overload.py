@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 
 from checkpoints import build_endless
-from endurance import gateway_of
+from soak import gateway_of
 from load import MODEL, TEXT, VOICE, sing
 from qwen3_tts_client import AsyncSpeechClient, Overloaded, SpeechClient
 from report import MachineMeter, Provenance, Report, add_results_option, device_kind, progress, table

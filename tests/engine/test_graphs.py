@@ -109,7 +109,9 @@ class Nothing(torch._C._acc.DeviceGuard):
     is_available = staticmethod(lambda: False)
     current_device = staticmethod(lambda: 0)
     device_count = staticmethod(lambda: 1)
+    # Asked whenever anybody seeds anything, as long as this process lives.
     _is_in_bad_fork = staticmethod(lambda: False)
+    manual_seed_all = staticmethod(lambda seed: None)
 
     def type_(self) -> Any:
         return torch._C._autograd.DeviceType.PrivateUse1

@@ -168,12 +168,12 @@ class Shelf:
 
     def __init__(self) -> None:
         self.voices: dict[str, dict[str, Any]] = {}
-        self.prompts: dict[str, dict[str, Any]] = {}  # their tensors
+        self.prompts: dict[str, dict[str, Any]] = {}  # the tensors of those that were saved
 
     def __call__(self, call: Call) -> dict[str, Any]:
         operation = call.string("operation")
         result = {"result": json.dumps(getattr(self, operation)(call))}
-        return result | (self.prompts[call.string("name")] if operation == "describe" else {})
+        return result | (self.prompts.get(call.string("name"), {}) if operation == "describe" else {})
 
     def speakers(self, call: Call) -> dict[str, Any]:
         return {"speakers": SPEAKERS}
