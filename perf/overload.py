@@ -19,11 +19,11 @@ import httpx
 import numpy as np
 
 from checkpoints import build_endless
-from soak import gateway_of
 from load import MODEL, TEXT, VOICE, sing
 from qwen3_tts_client import AsyncSpeechClient, Overloaded, SpeechClient
 from report import MachineMeter, Provenance, Report, add_results_option, device_kind, progress, table
 from serving import serving
+from soak import gateway_of
 
 FRAME_S = 0.08
 SAMPLE_RATE = 24_000
