@@ -12,7 +12,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,9 @@ from tritonclient.utils import np_to_triton_dtype
 
 from checkpoints import build_endless
 from qwen3_tts_client import Audio, ClonedVoice, SpeechClient
-from qwen3_tts_engine.launcher import Server, free_ports
-from qwen3_tts_engine.repairs import Repairs
-from qwen3_tts_engine.system import running_gateway
+from qwen3_tts_engine.launcher import Server
 from report import MachineMeter, Provenance, Report, Spread, device_kind, progress, table
-from serving import serving
+from serving import Gateway, gateway_of, serving
 
 SHAPE = "tiny"
 EMBEDDING_SIZE = 64  # of its voices
@@ -275,22 +273,6 @@ def long_reference(dice: np.random.Generator) -> dict[str, Any]:
 
 
 # --- the gateway ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Gateway:
-    url: str
-    pid: int
-
-
-@contextmanager
-def gateway_of(server: Server) -> Iterator[Gateway]:
-    """A gateway of its own in front of a server, on a free port."""
-    (port,) = free_ports(1)
-    environment = {**server.config.environment, "HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "ERROR"}
-    config = replace(server.config, environment=environment)
-    with running_gateway(config, Repairs()) as gateway:
-        yield Gateway(f"http://127.0.0.1:{port}", gateway.process.pid)
 
 
 def cpu_s(pid: int) -> float:

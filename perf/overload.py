@@ -22,8 +22,7 @@ from checkpoints import build_endless
 from load import MODEL, TEXT, VOICE, sing
 from qwen3_tts_client import AsyncSpeechClient, Overloaded, SpeechClient
 from report import MachineMeter, Provenance, Report, add_results_option, device_kind, progress, table
-from serving import serving
-from soak import gateway_of
+from serving import gateway_of, serving
 
 FRAME_S = 0.08
 SAMPLE_RATE = 24_000
@@ -217,7 +216,7 @@ def main() -> None:
     options = parse_options()
     meter = MachineMeter()
     checkpoint = {"QWEN_TTS_CUSTOM_VOICE_MODEL": str(build_endless("tiny"))}
-    with serving([MODEL], checkpoint, log="overload.log") as server, gateway_of(server) as (url, _):
+    with serving([MODEL], checkpoint, log="overload.log") as server, gateway_of(server) as gateway:
         address = f"127.0.0.1:{server.grpc_port}"
         capacity = capacity_of(address, options.frames)
         rushes = []
@@ -225,7 +224,7 @@ def main() -> None:
             progress(f"{multiple:g} times {capacity:.3g} s of audio per second")
             coming = rush(
                 address,
-                url,
+                gateway.url,
                 multiple=multiple,
                 rate_per_s=multiple * capacity / (options.frames * FRAME_S),
                 duration_s=options.duration_s,

@@ -1,4 +1,4 @@
-"""The real tritonserver with some models of the repository, for a benchmark of its own."""
+"""The real tritonserver with some models of the repository, and a gateway, for a benchmark of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
+from qwen3_tts_engine.repairs import Repairs
+from qwen3_tts_engine.system import running_gateway
 from report import ROOT
 
 
@@ -36,6 +39,22 @@ def serving(models: Sequence[str], environment: Mapping[str, str], log: str) -> 
     )
     with running_server(config) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Gateway:
+    url: str
+    pid: int
+
+
+@contextmanager
+def gateway_of(server: Server) -> Iterator[Gateway]:
+    """A gateway of its own in front of a server, on a free port."""
+    (port,) = free_ports(1)
+    environment = {**server.config.environment, "HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "ERROR"}
+    config = replace(server.config, environment=environment)
+    with running_gateway(config, Repairs()) as gateway:
+        yield Gateway(f"http://127.0.0.1:{port}", gateway.process.pid)
 
 
 def counted(server: Server, series: str, model: str = "qwen3_tts_custom_voice") -> float:

@@ -13,7 +13,6 @@ import argparse
 import io
 import random
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -34,10 +33,10 @@ from numpy.typing import NDArray
 
 from arrivals import silence_s
 from qwen3_tts_client import ClonedVoice, DesignedVoice, InvalidRequest, SpeechClient, SpeechError, Voice
-from qwen3_tts_engine.launcher import Server, free_ports
+from qwen3_tts_engine.launcher import Server
 from qwen3_tts_engine.tiny import build_all
 from report import ROOT, MachineMeter, Provenance, Report, add_results_option, device_kind, table
-from serving import counted, serving
+from serving import counted, gateway_of, serving
 
 CUSTOM_VOICE, VOICE_DESIGN, BASE = TALKERS = (
     "qwen3_tts_custom_voice",
@@ -569,41 +568,16 @@ def count_slots(
             slots[model].append(counted(server, "qwen3_tts_active_slots", model))
 
 
-@contextmanager
-def gateway_of(server: Server) -> Iterator[tuple[str, int]]:
-    """The URL and the process id of a gateway of its own."""
-    (port,) = free_ports(1)
-    own = {"HOST": "127.0.0.1", "PORT": str(port), "TRITON_GRPC_PORT": str(server.grpc_port)}
-    environment = {**server.config.environment, **own, "LOG_LEVEL": "ERROR"}
-    gateway = subprocess.Popen([sys.executable, "-m", "qwen3_tts_gateway.cli", "serve"], env=environment)
-    try:
-        wait_for_health(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}", gateway.pid
-    finally:
-        gateway.kill()
-        gateway.wait()
-
-
-def wait_for_health(url: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
-            httpx.get(f"{url}/health").raise_for_status()
-            return
-        time.sleep(0.1)
-    raise SystemExit("the gateway does not answer")
-
-
 def main() -> None:
     options = parse_options()
     meter = MachineMeter()
     build_all(ROOT / "checkpoints" / "tiny")
     store = {"VOICE_STORE": str(ROOT / ".server" / "soak-voices")}
-    with serving(MODELS, store, log="soak.log") as server, gateway_of(server) as (url, pid):
+    with serving(MODELS, store, log="soak.log") as server, gateway_of(server) as gateway:
         found = soak(
             server,
-            url,
-            pid,
+            gateway.url,
+            gateway.pid,
             seconds=60 * options.minutes,
             callers=options.callers,
             gateway_callers=options.gateway_callers,
