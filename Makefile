@@ -97,7 +97,7 @@ tiny: $(TINY)/.made ## the tiny checkpoints that stand in for the published weig
 clean: ## remove what was generated, except the virtual environment
 	rm -rf checkpoints out .server .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py engine/qwen3_tts_engine/model/avx512.cpp
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 with venv and ensurepip; on Debian: apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the packages pinned in constraints.txt, some minutes the first time"

@@ -9,6 +9,7 @@ perf/README.md tells how it measures; the report goes to perf/results/.
 from __future__ import annotations
 
 import argparse
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -17,6 +18,7 @@ import psutil
 from claims import plain
 from plots import line_plot
 from qwen3_tts_client import SpeechClient
+from qwen3_tts_engine.engine import IDLE_S
 from qwen3_tts_engine.launcher import Server
 from report import (
     MachineMeter,
@@ -38,12 +40,14 @@ SETTLED_AFTER = 100  # requests
 MOST_GROWTH = 0.02  # from then on
 CLAIMED_AFTER = 1000  # a shorter run says nothing about the claim
 LOOKS = 20
+REST_S = 2 * IDLE_S
 
 METHOD = """
 A tritonserver started for this run serves {model} with random weights of the tiny shape. {callers} callers
 at a time ask for {requests} utterances of 1 to 12 words and at most {frames} frames; every tenth leaves after
-the first chunk. Resident memory is that of the server and of the model's process together, read while nobody
-speaks. Growth is counted from request {settled} on.
+the first chunk. Resident memory is that of the server and of the model's process together, read after
+{rest:g} s in which nobody spoke: the engine gives back what it freed after {idle:g} s. Growth is counted
+from request {settled} on.
 """
 
 
@@ -76,6 +80,7 @@ def watch(server: Server, tts: SpeechClient, options: argparse.Namespace) -> lis
         with ThreadPoolExecutor(options.callers) as callers:
             list(callers.map(lambda i: speak(tts, i), range(asked, until)))
         asked = until
+        time.sleep(REST_S)
         looks.append(look(server, asked))
         progress(f"{asked} requests: {looks[-1].total_mb:.1f} MB")
     return looks
@@ -121,6 +126,8 @@ def report(looks: list[Look], options: argparse.Namespace, provenance: Provenanc
             requests=looks[-1].requests,
             frames=MAX_FRAMES,
             settled=SETTLED_AFTER,
+            rest=REST_S,
+            idle=IDLE_S,
         ),
         sections=[verdict, table(("requests", "server, MB", "model, MB", "together, MB"), rows)],
         figures={

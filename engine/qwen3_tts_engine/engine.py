@@ -19,7 +19,7 @@ from qwen3_tts_engine.codec_stream import CodecStream
 from qwen3_tts_engine.config import EngineConfig
 from qwen3_tts_engine.device import Graphs
 from qwen3_tts_engine.errors import Cancelled, ConfigError, EngineFailed, Overloaded, SpeechError
-from qwen3_tts_engine.memory import SlotMemory, choose_slots
+from qwen3_tts_engine.memory import SlotMemory, choose_slots, give_back_freed_memory
 from qwen3_tts_engine.metrics import Metrics, NoMetrics
 from qwen3_tts_engine.model.checkpoint import Checkpoint, resolve
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SILENCE = np.zeros(0, np.float32)
 GONE_POLL_S = 0.01  # how often somebody waiting at the door is asked whether they are still there
+IDLE_S = 1.0  # without anybody to speak for, after which the system may have back what speaking took
 WARM_UP_FRAMES = 16  # enough to meet the first chunk lengths
 REHEARSED_FRAMES = 4
 REHEARSALS = 3
@@ -247,9 +248,15 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nobody to speak for; False when there never will be."""
+        if not self._is_wanted(within_s=IDLE_S):
+            give_back_freed_memory()
+            self._is_wanted()
+        return self.num_inside > 0
+
+    def _is_wanted(self, within_s: float | None = None) -> bool:
+        """Wait for somebody to come, or for the end."""
         with self._door:
-            self._door.wait_for(lambda: self._inside or self._closing)
-            return self._inside > 0
+            return self._door.wait_for(lambda: self._inside > 0 or self._closing, within_s)
 
     def _enter(self, sequence: Sequence) -> None:
         with self._door:

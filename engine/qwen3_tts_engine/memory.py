@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 from collections.abc import Iterable
@@ -113,6 +114,17 @@ def available_bytes(root: Path = Path("/")) -> int:
     if not limit.exists() or limit.read_text().strip() == "max":
         return machine
     return max(0, min(machine, int(limit.read_text()) - int(used.read_text())))
+
+
+def give_back_freed_memory() -> None:
+    """Let the system have what the C library keeps of memory that was freed.
+
+    Chunks and prompts of many sizes leave holes, in which glibc would keep a few megabytes more from hour to
+    hour; another C library has no such call, and may not need it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _position_bytes(decoder: DecoderConfig, dtype: torch.dtype) -> int:

@@ -296,3 +296,23 @@ def test_memory_that_a_long_utterance_took_is_given_back(make_speaker: Callable[
     assert cache.capacity > before
     speaker.finish()
     assert cache.capacity == before
+
+
+def test_an_engine_that_has_rested_gives_freed_memory_back_and_speaks_on(
+    load_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Semaphore(0)
+    monkeypatch.setattr("qwen3_tts_engine.engine.IDLE_S", 0.0)
+    monkeypatch.setattr("qwen3_tts_engine.engine.give_back_freed_memory", given_back.release)
+    engine = load_engine(slots=1)
+    engine.start(Tally())
+    try:
+        for _ in range(2):  # once for every rest, and never while somebody speaks
+            assert given_back.acquire(timeout=10)
+            assert not given_back.acquire(blocking=False)
+            listener = Ended()
+            engine.submit(engine.prepare(HELLO, listener))
+            assert listener.end.wait(10)
+            assert listener.samples.size
+    finally:
+        engine.close()

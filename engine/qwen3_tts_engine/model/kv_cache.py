@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from qwen3_tts_engine.model.config import DecoderConfig
 
 BLOCK = 256  # positions
+
+
+class KeysAndValues(Protocol):
+    """Of every layer [slots, K, capacity, E] each."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
 
 
 class KVCache:

@@ -231,22 +231,3 @@ class DecoderLayer:
         """Add what attention found, then the feed-forward of the sum."""
         x = x + attended
         return x + self.feed_forward(rms_norm(x, self.feed_forward_norm, self.eps))
-
-
-@dataclass
-class DecoderStack:
-    """All layers of one language model and its last norm."""
-
-    layers: list[DecoderLayer]
-    norm: Tensor
-    eps: float
-
-    @classmethod
-    def load(cls, weights: Weights, config: DecoderConfig) -> DecoderStack:
-        layers = [
-            DecoderLayer.load(weights.below(f"layers.{i}."), config) for i in range(config.num_hidden_layers)
-        ]
-        return cls(layers=layers, norm=weights.take("norm.weight"), eps=config.rms_norm_eps)
-
-    def last_norm(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.norm, self.eps)

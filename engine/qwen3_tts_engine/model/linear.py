@@ -54,8 +54,7 @@ class Int8Linear(Linear):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        scales = weight.float().abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
-        rounded = (weight.float() / scales[:, None]).round_().to(torch.int8)
+        rounded, scales = round_to_int8(weight)
         self._packed = torch.ops.quantized.linear_prepack(_quantized(rounded, scales), None)
         self._bias = bias
         # A row that spans exactly [-1, 1]: see __call__.
@@ -70,6 +69,12 @@ class Int8Linear(Linear):
         product = torch.ops.quantized.linear_dynamic(torch.cat([self._ruler, rows / spans]), self._packed)
         y = (product[1:] * spans).to(x.dtype).view(*x.shape[:-1], -1)
         return y if self._bias is None else y + self._bias
+
+
+def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [outputs, inputs] -> the nearest int8 [outputs, inputs], and each output's scale [outputs]."""
+    scales = weight.float().abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
+    return (weight.float() / scales[:, None]).round_().to(torch.int8), scales
 
 
 def has_int8() -> bool:
