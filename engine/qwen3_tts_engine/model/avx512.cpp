@@ -11,7 +11,9 @@
 
 #include <immintrin.h>
 #include <omp.h>
+#include <sched.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -67,11 +69,12 @@ void decode(const Decoder*, const Rows*, const Cache*, uint8_t* scratch, int64_t
 
 namespace {
 
-constexpr int64_t kLanes = 16;       // floats in a register
-constexpr int64_t kBlock = 32;       // outputs whose weights lie side by side
-constexpr int64_t kGroup = 4;        // bytes of an output's weights that lie side by side
-constexpr int64_t kShared = 8;       // rows that share one reading of a block; their sums fill 16 registers
-constexpr int64_t kAhead = 32 * 128; // bytes
+constexpr int64_t kLanes = 16;         // floats in a register
+constexpr int64_t kBlock = 32;         // outputs whose weights lie side by side
+constexpr int64_t kGroup = 4;          // bytes of an output's weights that lie side by side
+constexpr int64_t kShared = 8;         // rows that share one reading of a block; their sums fill 16 registers
+constexpr int64_t kAhead = 32 * 128;  // bytes
+constexpr int kSpins = 1000;         // some 20 microseconds
 
 // --- numbers ---------------------------------------------------------------------------------------------
 
@@ -109,6 +112,25 @@ float inverse_rms(const float* x, int64_t size, float eps) {
   }
   return 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(sum) / size + eps);
 }
+
+// Where threads wait for each other. Their shares are equal and the waits of microseconds, in which sleeping
+// would cost more than it saves; who waits longer shares a core with somebody else, and lets them go first.
+class Meeting {
+ public:
+  void wait() {
+    const int round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == omp_get_num_threads()) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
+      spins < kSpins ? _mm_pause() : static_cast<void>(sched_yield());
+  }
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
 
 // --- products --------------------------------------------------------------------------------------------
 
@@ -244,7 +266,7 @@ void write(uint16_t* place, const float* head, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) narrow(place + i, _mm512_loadu_ps(head + i));
 }
 
-// One query head over the first `length` positions of its key head. `weights` has room for length + 15.
+// One query head over the first `length` positions of its key head. `weights` has room for length + 16.
 void attend(const float* query, const uint16_t* keys, const uint16_t* values, int64_t length, int64_t size,
             float* weights, float* mixed) {
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size));
@@ -309,8 +331,8 @@ struct Scratch {
 template <class Format>
 class Pass {
  public:
-  Pass(const Decoder& decoder, const Rows& rows, const Cache& cache, uint8_t* memory)
-      : d(decoder), rows(rows), cache(cache) {
+  Pass(const Decoder& decoder, const Rows& rows, const Cache& cache, uint8_t* memory, Meeting& meeting)
+      : d(decoder), rows(rows), cache(cache), meeting(meeting) {
     scratch.stream = reinterpret_cast<float*>(memory);
     scratch.heads = scratch.stream + rows.count * d.hidden;
     scratch.wide = scratch.heads + rows.count * qkv_size(d);
@@ -326,18 +348,18 @@ class Pass {
   void run() {
     each_of_my_rows([this](int64_t row) { read(row); });
     for (int64_t layer = 0; layer < d.num_layers; ++layer) {
-#pragma omp barrier
+      meeting.wait();
       project(d.layers[layer]);
-#pragma omp barrier
+      meeting.wait();
       attend_to_cache(d.layers[layer], cache.keys[layer], cache.values[layer]);
-#pragma omp barrier
+      meeting.wait();
       join(d.layers[layer]);
-#pragma omp barrier
+      meeting.wait();
       expand(d.layers[layer]);
-#pragma omp barrier
+      meeting.wait();
       contract(d.layers[layer]);
     }
-#pragma omp barrier
+    meeting.wait();
     each_of_my_rows([this](int64_t row) { tell(row); });
   }
 
@@ -345,6 +367,7 @@ class Pass {
   const Decoder& d;
   const Rows& rows;
   const Cache& cache;
+  Meeting& meeting;
   Scratch scratch;
   Rounded rounded;
   float* floats;  // a normalised row, and after it attention weights
@@ -477,11 +500,12 @@ int64_t scratch_bytes(const Decoder* decoder, int64_t rows, int64_t capacity, in
 
 void decode(const Decoder* decoder, const Rows* rows, const Cache* cache, uint8_t* scratch, int64_t threads) {
   const bool is_int8 = decoder->layers[0].qkv.scales != nullptr;
+  Meeting meeting;
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     if (is_int8)
-      Pass<Int8>(*decoder, *rows, *cache, scratch).run();
+      Pass<Int8>(*decoder, *rows, *cache, scratch, meeting).run();
     else
-      Pass<Bfloat16>(*decoder, *rows, *cache, scratch).run();
+      Pass<Bfloat16>(*decoder, *rows, *cache, scratch, meeting).run();
   }
 }
