@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import psutil
+
 from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
 from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_engine.system import running_gateway
@@ -55,6 +57,17 @@ def gateway_of(server: Server) -> Iterator[Gateway]:
     config = replace(server.config, environment=environment)
     with running_gateway(config, Repairs()) as gateway:
         yield Gateway(f"http://127.0.0.1:{port}", gateway.process.pid)
+
+
+def processes_of(server: Server, gateway_pid: int) -> dict[str, psutil.Process]:
+    """Triton, its model processes by their models, and the gateway."""
+    triton = psutil.Process(server.process.pid)
+    found = {"tritonserver": triton, "gateway": psutil.Process(gateway_pid)}
+    for stub in triton.children(recursive=True):
+        for part in stub.cmdline():
+            if part.endswith("/1/model.py"):
+                found[part.split("/")[-3]] = stub
+    return found
 
 
 def counted(server: Server, series: str, model: str = "qwen3_tts_custom_voice") -> float:

@@ -36,7 +36,7 @@ from qwen3_tts_client import ClonedVoice, DesignedVoice, InvalidRequest, SpeechC
 from qwen3_tts_engine.launcher import Server
 from qwen3_tts_engine.tiny import build_all
 from report import ROOT, MachineMeter, Provenance, Report, add_results_option, device_kind, table
-from serving import counted, gateway_of, serving
+from serving import counted, gateway_of, processes_of, serving
 
 CUSTOM_VOICE, VOICE_DESIGN, BASE = TALKERS = (
     "qwen3_tts_custom_voice",
@@ -54,8 +54,7 @@ TEXTS = (
 FRAME_SAMPLES, SAMPLE_RATE = 1920, 24_000
 LONGEST = 16  # frames: short utterances are many, and joins and endings are where things go wrong
 
-FLOAT32_NOISE = 1e-5  # of a sample; what is left open when others share a batch
-PCM16_NOISE = 2 / 32767  # rounding, and a full scale of 32767 or 32768
+PCM16_SCALE = 32767
 
 # What a caller does next, and how often.
 SPEAK, LEAVE, NONSENSE = "spoken to the end", "left early", "refused"
@@ -85,7 +84,7 @@ A tritonserver and a gateway started for this run serve the tiny checkpoints. Fi
 {callers} callers for each of the three models that speak and {gateway_callers} of the gateway ask for them
 again and again, each with dice of its own: {speak} % are heard to their end, {leave} % left after one to
 three chunks, {nonsense} % are requests that must be refused. What is heard must be as many frames and samples
-as when it was spoken alone, each sample within {noise:g} (through the gateway, two steps of 16 bits more);
+as when it was spoken alone, each sample the same (through the gateway, the same in 16 bits);
 what is left early, the beginning of that; and the client refuses chunks that are missing, come twice or out
 of order. Every {look_s:g} s the memory of every process is read; a slope (Theil and Sen's, after the first
 {warm_up:.0%} of the time) that amounts to over {max_mib:g} MiB is a leak. Descriptors, threads and shared-
@@ -212,10 +211,12 @@ def hum(pitch_hz: float, seconds: float = 1.5) -> bytes:
 class TritonEar:
     """Hears lines from Triton."""
 
-    tolerance = FLOAT32_NOISE
-
     def __init__(self, tts: SpeechClient) -> None:
         self._tts = tts
+
+    def of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is heard of what is spoken."""
+        return samples
 
     def hear(self, line: Line, most_chunks: int | None = None) -> Heard:
         """To the end, or only the first chunks."""
@@ -238,10 +239,12 @@ class TritonEar:
 class GatewayEar:
     """Hears lines from the gateway, by OpenAI's route."""
 
-    tolerance = FLOAT32_NOISE + PCM16_NOISE
-
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
+
+    def of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is heard of what is spoken: 16 bits."""
+        return np.rint(samples * PCM16_SCALE) / np.float32(PCM16_SCALE)
 
     def hear(self, line: Line, most_chunks: int | None = None) -> Heard:
         chunks, odd = [], b""
@@ -256,7 +259,7 @@ class GatewayEar:
                 content = odd + content
                 whole = len(content) // 2 * 2
                 odd = content[whole:]
-                samples = np.frombuffer(content[:whole], "<i2").astype(np.float32) / 32767
+                samples = np.frombuffer(content[:whole], "<i2").astype(np.float32) / np.float32(PCM16_SCALE)
                 chunks.append((time.monotonic(), samples))
                 if len(chunks) == most_chunks:
                     break
@@ -304,7 +307,7 @@ class Caller:
             # end of its stream ("HandleCancellation called even when the context was not cancelled").
             line = max(self.dice.choices(self.lines, k=4), key=lambda one: len(self.alone[one]))
         heard = self.ear.hear(line, 1 if deed == LEAVE else None)
-        compare(heard, self.alone[line], self.ear.tolerance, to_the_end=deed == SPEAK)
+        compare(heard, self.ear.of(self.alone[line]), to_the_end=deed == SPEAK)
         self.ledger.note(line.kind, deed, heard if deed == SPEAK else None)
 
     def _expect_refusal(self, line: Line) -> None:
@@ -315,13 +318,13 @@ class Caller:
         raise WrongAudio("nonsense was spoken")
 
 
-def compare(heard: Heard, alone: NDArray[np.float32], tolerance: float, *, to_the_end: bool) -> None:
+def compare(heard: Heard, alone: NDArray[np.float32], *, to_the_end: bool) -> None:
     """Raise WrongAudio where this is not the line, or not the beginning of it."""
     samples = heard.samples
     if len(samples) > len(alone) or (to_the_end and len(samples) != len(alone)):
         raise WrongAudio(f"{len(samples)} samples where there should be {len(alone)}")
     off = np.abs(samples - alone[: len(samples)]).max(initial=0.0)
-    if not off <= tolerance:
+    if off != 0:
         raise WrongAudio(f"a sample is off by {off:.2g}: another voice, or a chunk that belongs elsewhere")
 
 
@@ -537,17 +540,6 @@ def soak(
     )
 
 
-def processes_of(server: Server, gateway_pid: int) -> dict[str, psutil.Process]:
-    """Triton, its model processes by their models, and the gateway."""
-    triton = psutil.Process(server.process.pid)
-    found = {"tritonserver": triton, "gateway": psutil.Process(gateway_pid)}
-    for stub in triton.children(recursive=True):
-        for part in stub.cmdline():
-            if part.endswith("/1/model.py"):
-                found[part.split("/")[-3]] = stub
-    return found
-
-
 def at_rest(server: Server, watch: Watch) -> tuple[dict[str, Look], int]:
     """The processes, and how many shared-memory regions there are, once whoever left early is gone."""
     if server.process.poll() is not None:
@@ -606,7 +598,6 @@ def write_up(found: Soak, options: argparse.Namespace, provenance: Provenance) -
             speak=DEEDS[SPEAK],
             leave=DEEDS[LEAVE],
             nonsense=DEEDS[NONSENSE],
-            noise=FLOAT32_NOISE,
             look_s=LOOK_EVERY_S,
             warm_up=WARM_UP_SHARE,
             max_mib=MAX_RISE_BYTES / 2**20,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 
@@ -66,14 +67,18 @@ class GatewayProcess:
         self._environment = {"PATH": os.environ["PATH"], "PORT": str(self.port), **environment}
 
     def __enter__(self) -> GatewayProcess:
-        with self._log.open("wb") as log:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Also anew, on the same port, when it has ended."""
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "qwen3_tts_gateway.cli", "serve"],
                 cwd=self._directory,
                 env=self._environment,
                 stderr=log,
             )
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
@@ -86,6 +91,10 @@ class GatewayProcess:
     def wait_until_ready(self) -> None:
         wait_until(lambda: self.process.poll() is not None or self.answers(), "the gateway is ready")
         assert self.process.poll() is None, self.said()
+
+    def is_ready(self) -> bool:
+        """As a balancer asks: over a connection of its own."""
+        return httpx.get(f"{self.url}/health/ready").status_code == 200
 
     def answers(self) -> bool:
         with suppress(OSError), closing(socket.create_connection(("127.0.0.1", self.port))):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MODELS = ("qwen3_tts_custom_voice", "qwen3_tts_base", "voices")
 REQUESTS_PER_MINUTE = 3  # of the limited key
+NOTICE_S = 3  # for the balancer to see that a gateway leaves; it takes less than 2
 PATIENCE_S = 60
 
 
@@ -141,6 +142,18 @@ class Cluster:
         self.balancer.put_back(replica.server_name)
         self.balancer.wait_until_up(replica.server_name)
 
+    def restart_gateway(self, gateway: GatewayProcess) -> None:
+        """SIGTERM is all it takes: the balancer learns of it from the gateway."""
+        gateway.process.terminate()
+        assert gateway.process.wait(PATIENCE_S) == 0, gateway.said()
+        gateway.start()
+        gateway.wait_until_ready()
+        self.balancer.wait_until_up(self.name_of(gateway))
+
+    def name_of(self, gateway: GatewayProcess) -> str:
+        """To the balancer."""
+        return f"gateways/{'ab'[self.gateways.index(gateway)]}"
+
     def _addresses(self) -> dict[str, str]:
         addresses = {}
         for name, replica, gateway in zip("AB", self.replicas, self.gateways, strict=True):
@@ -161,4 +174,5 @@ class Cluster:
             TRITON_GRPC_PORT=str(self.balancer.grpc_port),
             API_KEYS_FILE=str(self._keys),
             LIMITS_STORE=self.redis_url,
+            SHUTDOWN_NOTICE_S=str(NOTICE_S),
         )

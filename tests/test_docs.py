@@ -181,3 +181,13 @@ def test_shell_samples_run(server: Server, real_gateway: GatewayServer, sample: 
 def assert_plays(desk: Path) -> None:
     for sound in (*desk.glob("*.wav"), *desk.glob("*.mp3")):
         assert soundfile.info(sound).frames > 0, sound.name
+
+
+def test_every_fault_says_what_happens_and_names_a_test_that_is_there():
+    table = (ROOT / "docs" / "reliability.md").read_text().split("\n\n| fault |")[1].split("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        *cells, tests = (cell.strip() for cell in row.strip("|").split("|"))
+        assert len(cells) == 5, row
+        assert all(cells), row
+        for file, name in re.findall(r"`([\w/.]+)::(\w+)`", tests) or pytest.fail(row):
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name

@@ -14,6 +14,7 @@ from qwen3_tts_gateway.answering import BugReporter, answer_errors
 from qwen3_tts_gateway.attending import Attendance
 from qwen3_tts_gateway.body import BodyLimit
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.leaving import Farewell
 from qwen3_tts_gateway.observing import Observer
 from qwen3_tts_gateway.routes import batch, conversation, openai, original, playground, service, voices
 from qwen3_tts_gateway.settings import Settings
@@ -70,5 +71,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     app.add_middleware(Observer)
+    app.add_middleware(Farewell, departure=gateway.departure)
     tracing = Tracing.begin(app, settings.otlp_endpoint) if settings.otlp_endpoint else None
     return app

@@ -6,7 +6,8 @@
     ├── Forbidden       the key is not for this
     ├── NotFound        no such thing, or none that belongs to this key
     ├── TooLarge        more bytes than are read
-    └── RateLimited     too much at once for this key; try again later
+    ├── RateLimited     too much at once for this key; try again later
+    └── ShuttingDown    this gateway begins nothing any more; another one does
 
 The rest are the client's own (`qwen3_tts_client.SpeechError`): one table below answers them all.
 """
@@ -71,6 +72,10 @@ class RateLimited(GatewayError):
         self.retry_after_s = retry_after_s
 
 
+class ShuttingDown(GatewayError):
+    """This gateway begins nothing any more; another one does."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """How a kind of error is answered.
@@ -98,6 +103,7 @@ REPLIES: dict[type[Exception], Reply] = {
     NotFound: Reply(404, "invalid_request_error", "not_found"),
     TooLarge: Reply(413, "invalid_request_error", "too_large"),
     RateLimited: Reply(429, "rate_limit_error", "rate_limit_exceeded"),
+    ShuttingDown: Reply(503, "server_error", "shutting_down", retry_after_s=5),
     UnknownVoice: Reply(404, "invalid_request_error", "voice_not_found"),
     # Of the gateway's own key; callers' never get so far.
     KeyRefused: Reply(

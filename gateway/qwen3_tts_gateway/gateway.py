@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from qwen3_tts_client import AsyncSpeechClient
 from qwen3_tts_gateway.keys import KeyRing
+from qwen3_tts_gateway.leaving import Departure
 from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.loading import ModelKeeper
 from qwen3_tts_gateway.naming import VoiceNames
@@ -31,6 +32,7 @@ class Gateway:
     names: VoiceNames
     keeper: ModelKeeper
     narrator: Narrator
+    departure: Departure
 
     @classmethod
     def assemble(cls, settings: Settings) -> Gateway:
@@ -51,7 +53,7 @@ class Gateway:
         keeper = ModelKeeper(tts, preloaded=settings.preload_models, unload_after_s=unload_after_s)
         names = VoiceNames(tts, settings.openai_voices)
         narrator = Narrator(tts, names, keeper, limits)
-        return cls(settings, tts, KeyRing(settings), limits, names, keeper, narrator)
+        return cls(settings, tts, KeyRing(settings), limits, names, keeper, narrator, Departure())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

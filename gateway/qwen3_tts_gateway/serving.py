@@ -7,9 +7,8 @@ import signal
 import socket
 from contextlib import suppress
 
-import uvicorn
-
 from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.leaving import Server
 from qwen3_tts_gateway.observing import log_as_json
 from qwen3_tts_gateway.settings import Settings, SettingsError
 
@@ -32,8 +31,10 @@ def serve(settings: Settings | None = None) -> None:
         app = create_app(settings)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    config = uvicorn.Config(
+    server = Server(
         app,
+        app.state.gateway.departure,
+        settings.shutdown_notice_s,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=DRAIN_S,
@@ -45,7 +46,7 @@ def serve(settings: Settings | None = None) -> None:
         # uvicorn, having drained, hands on the signal that it caught: both are to end this in the same way.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
         log.info("stopped")
 
 

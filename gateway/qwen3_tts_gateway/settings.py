@@ -55,6 +55,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="where the gateway listens")
     port: int = Field(8080, ge=1, le=65535, description="the gateway's port")
+    shutdown_notice_s: float = Field(
+        0, ge=0, le=60, description="how long /health/ready says no before the port closes, in seconds"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     triton_host: str = Field("127.0.0.1", description="where Triton is")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from callers import ENDLESS, FRAME_SAMPLES, PATIENCE_S, RESTLESS, assert_same_audio, client_of
 from metrics_page import FRAMES, read_metrics
@@ -134,18 +137,17 @@ def listen_on(speech: SpeechStream) -> SpeechError:
 
 
 class Load:
-    """Callers who ask again and again, by gRPC and through the gateways, and what became of it."""
+    """Callers who ask again and again, each in one way, and what became of it."""
 
-    def __init__(self, cluster: Cluster, callers: int) -> None:
+    def __init__(self, cluster: Cluster, *ways: Callable[[Cluster], None]) -> None:
         self._cluster = cluster
+        self._ways = ways
         self._is_over = threading.Event()
-        self._pool = ThreadPoolExecutor(2 * callers)
+        self._pool = ThreadPoolExecutor(len(ways))
         self._counts: list[Future[int]] = []
-        self._callers = callers
 
     def __enter__(self) -> Load:
-        for ask in (self._ask_triton, self._ask_a_gateway):
-            self._counts += [self._pool.submit(self._again_and_again, ask) for _ in range(self._callers)]
+        self._counts = [self._pool.submit(self._again_and_again, ask) for ask in self._ways]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,31 +159,95 @@ class Load:
         self._is_over.set()
         return [count.result(PATIENCE_S) for count in self._counts]
 
-    def _again_and_again(self, ask: Callable[[], None]) -> int:
+    def _again_and_again(self, ask: Callable[[Cluster], None]) -> int:
         times = 0
         while not self._is_over.wait(PAUSE_S):
-            ask()
+            ask(self._cluster)
             times += 1
         return times
 
-    def _ask_triton(self) -> None:
-        with self._cluster.client() as tts:
-            for _ in range(4):  # some on one connection, some on a new one
-                assert tts.synthesize(TEXT, seed=1, **SHORT).num_frames == FEW_FRAMES
 
-    def _ask_a_gateway(self) -> None:
-        response = ask_gateway(self._cluster.url, self._cluster.unlimited)
-        assert response.status_code == 200, response.text
-        assert 0 < len(response.content) <= 2 * FEW_FRAMES * FRAME_SAMPLES
+def ask_triton(cluster: Cluster) -> None:
+    with cluster.client() as tts:
+        for _ in range(4):  # some on one connection, some on a new one
+            assert tts.synthesize(TEXT, seed=1, **SHORT).num_frames == FEW_FRAMES
 
 
-def ask_gateway(url: str, headers: dict[str, str]) -> httpx.Response:
+def ask_a_gateway(cluster: Cluster) -> None:
+    assert_spoken(ask_gateway(cluster.url, cluster.unlimited))
+
+
+def keep_asking_a_gateway(cluster: Cluster) -> None:
+    with httpx.Client() as connection:
+        for _ in range(20):
+            assert_spoken(ask_gateway(cluster.url, cluster.unlimited, connection.post))
+
+
+def assert_spoken(response: httpx.Response) -> None:
+    assert response.status_code == 200, response.text
+    assert 0 < len(response.content) <= 2 * FEW_FRAMES * FRAME_SAMPLES
+
+
+def ask_gateway(
+    url: str, headers: dict[str, str], post: Callable[..., httpx.Response] = httpx.post
+) -> httpx.Response:
     body = {"input": TEXT, "voice": "ryan", "response_format": "pcm", "max_new_tokens": FEW_FRAMES + 1}
-    return httpx.post(url + SPEECH, headers=headers, json=body, timeout=PATIENCE_S)
+    return post(url + SPEECH, headers=headers, json=body, timeout=PATIENCE_S)
+
+
+def converse(cluster: Cluster) -> None:
+    """Until the session is over, or the gateway; then what was not begun is said in another one."""
+    with conversation(cluster) as socket:
+        for _ in range(4):
+            if not is_spoken(socket):
+                return
+
+
+@contextmanager
+def conversation(cluster: Cluster, num_frames: int = FEW_FRAMES) -> Iterator[ClientConnection]:
+    url = cluster.url.replace("http", "ws") + f"{SPEECH}/stream"
+    manner = RESTLESS | {"max_new_tokens": num_frames + 1, "seed": 1, "voice": "ryan"}
+    config = manner | {"type": "session.config", "response_format": "pcm", "stream_audio": True}
+    with connect(url, additional_headers=cluster.unlimited, open_timeout=PATIENCE_S) as socket:
+        socket.send(json.dumps(config))
+        yield socket
+
+
+def is_spoken(socket: ClientConnection) -> bool:
+    """Say something; all of it is spoken, or none because the gateway leaves."""
+    heard: list[bytes] = []
+    try:
+        say(socket)
+        hear_to_the_end(socket, heard)
+    except ConnectionClosed as closed:
+        if heard or closed.rcvd is None or closed.rcvd.code != 1012:
+            raise
+        return False
+    assert sum(map(len, heard)) == 2 * FEW_FRAMES * FRAME_SAMPLES
+    return True
+
+
+def hear_to_the_end(socket: ClientConnection, heard: list[bytes]) -> None:
+    while not is_the_end(message := socket.recv(PATIENCE_S)):
+        if isinstance(message, bytes):
+            heard.append(message)
+
+
+def say(socket: ClientConnection) -> None:
+    for message in ({"type": "input.text", "text": TEXT}, {"type": "input.done"}):
+        socket.send(json.dumps(message))
+
+
+def is_the_end(message: str | bytes) -> bool:
+    if isinstance(message, bytes):
+        return False
+    event = json.loads(message)
+    assert event.get("code", "shutting_down") == "shutting_down", event
+    return event["type"] == "session.done"
 
 
 def test_a_rolling_restart_under_load_fails_no_request(cluster):
-    with Load(cluster, callers=2) as load, ThreadPoolExecutor(2) as ears:
+    with Load(cluster, *(ask_triton, ask_a_gateway) * 2) as load, ThreadPoolExecutor(2) as ears:
         for replica in cluster.replicas:
             is_spoken = threading.Event()
             long = ears.submit(say_something_long, replica, is_spoken)
@@ -198,3 +264,42 @@ def say_something_long(replica: Replica, is_spoken: threading.Event) -> int:
         next(speech)
         is_spoken.set()
         return speech.read().num_frames
+
+
+def test_a_rolling_restart_of_the_gateways_under_load_fails_no_request(cluster):
+    ways = (ask_a_gateway, keep_asking_a_gateway, converse)
+    with Load(cluster, *ways) as load, ThreadPoolExecutor(2) as ears:
+        for gateway in cluster.gateways:
+            [other] = {*cluster.gateways} - {gateway}
+            cluster.balancer.take_out(cluster.name_of(other))
+            with listening(cluster) as stream, conversation(cluster, LONG_FRAMES) as socket:
+                say(socket)
+                socket.recv(PATIENCE_S)
+                cluster.balancer.put_back(cluster.name_of(other))
+                ends = [ears.submit(num_bytes_of, stream), ears.submit(num_bytes_until_the_end, socket)]
+                cluster.restart_gateway(gateway)
+                assert [end.result(PATIENCE_S) for end in ends] == [2 * LONG_FRAMES * FRAME_SAMPLES] * 2
+        answered = load.answered()
+    assert all(answered), answered
+
+
+@contextmanager
+def listening(cluster: Cluster) -> Iterator[httpx.Response]:
+    """To something long, through the balancer."""
+    body = RESTLESS | {"input": TEXT, "voice": "ryan", "response_format": "pcm", "seed": 1}
+    body |= {"max_new_tokens": LONG_FRAMES + 1}
+    with httpx.stream(
+        "POST", cluster.url + SPEECH, headers=cluster.unlimited, json=body, timeout=PATIENCE_S
+    ) as response:
+        assert response.status_code == 200
+        yield response
+
+
+def num_bytes_of(stream: httpx.Response) -> int:
+    return sum(map(len, stream.iter_raw()))
+
+
+def num_bytes_until_the_end(socket: ClientConnection) -> int:
+    heard: list[bytes] = []
+    hear_to_the_end(socket, heard)
+    return sum(map(len, heard))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from queries import every_query
 from real_server import ROOT
 
 DOCKER = ROOT / "docker"
@@ -105,17 +105,4 @@ def example_variables() -> set[str]:
 @pytest.fixture(scope="session")
 def queries() -> dict[str, str]:
     """Every PromQL there is, by where it stands."""
-    return dict(_queries())
-
-
-def _queries() -> Iterator[tuple[str, str]]:
-    alerts = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())
-    for rule in alerts["groups"][0]["rules"]:
-        yield rule["alert"], rule["expr"]
-    dashboard = json.loads((DOCKER / "grafana/dashboards/qwen3-tts.json").read_text())
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
-            yield f"{panel['title']} {target['refId']}", target["expr"]
-    scaled = yaml.safe_load((DOCKER / "kubernetes/overlays/gpu/scaled-object.yaml").read_text())
-    for trigger in scaled["spec"]["triggers"]:
-        yield f"trigger {trigger['name']}", trigger["metadata"]["query"]
+    return dict(every_query())

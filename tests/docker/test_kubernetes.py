@@ -154,10 +154,24 @@ def test_every_variable_is_in_the_example_file(base: list[Document], example_var
 )
 def test_the_longest_utterance_is_spoken_to_its_end(base: list[Document], name: str, drain_s: int) -> None:
     pod = pods(base)[name]
-    [container] = pod["containers"]
-    waits_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    waits_s = notice_s(pod["containers"][0])
     assert waits_s >= 10
     assert pod["terminationGracePeriodSeconds"] >= max(660, waits_s + drain_s)
+
+
+def notice_s(container: Document) -> float:
+    """From the pod's end being known to nobody new being served."""
+    if "lifecycle" in container:
+        return float(container["lifecycle"]["preStop"]["sleep"]["seconds"])
+    [notice] = [it["value"] for it in container["env"] if it["name"] == "SHUTDOWN_NOTICE_S"]
+    return float(notice)
+
+
+def test_readiness_alone_knows_that_a_gateway_is_being_stopped(base: list[Document]) -> None:
+    """Were liveness to know it, a drain would end in a kill."""
+    [gateway] = pods(base)["gateway"]["containers"]
+    assert gateway["readinessProbe"]["httpGet"]["path"] == "/health/ready"
+    assert gateway["livenessProbe"]["httpGet"]["path"] == "/health"
 
 
 def test_the_first_start_has_the_time_that_the_launcher_gives_it(base: list[Document]) -> None:

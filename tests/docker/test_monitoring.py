@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from queries import asked
 from qwen3_tts_engine.metrics import FAMILIES, FINISH_REASONS, OUTCOMES
 from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_gateway import observing
@@ -52,11 +53,6 @@ def known() -> set[str]:
     return {"up"}.union(TRITONS, repairs, *ours, *gateways)
 
 
-def asked(query: str) -> set[str]:
-    """The names of metrics in a query."""
-    return set(re.findall(r"\b(?:qwen3_tts|nv)_\w+\b(?=[{\[) ]|$)|\bup\b", re.sub(r'"[^"]*"', '""', query)))
-
-
 def test_every_query_asks_for_something_that_is_there(queries: dict[str, str]) -> None:
     assert len(queries) > 30
     for place, query in queries.items():
@@ -83,6 +79,11 @@ def test_an_alert_says_what_is_wrong_and_how_bad_it_is(rule: dict[str, Any]) -> 
     assert rule["annotations"]["summary"]
     assert rule["annotations"]["description"].endswith(".")
     assert rule["for"]
+
+
+def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), flags=re.MULTILINE)
+    assert sections == [rule["alert"] for rule in ALERTS]
 
 
 def test_each_alert_fires_when_it_should() -> None:

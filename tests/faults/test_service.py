@@ -5,14 +5,17 @@ The bounds are those of docs/reliability.md: generous, for a busy machine; a qui
 
 from __future__ import annotations
 
+import re
 import resource
 
+import httpx
 import psutil
 import pytest
 
 from calling import through_triton
-from metrics_page import MetricsWatch, read_metrics
+from metrics_page import MetricsWatch, metrics_text, read_metrics
 from outages import GRANDPA, RESTING, SLOTS, SPEAKING, Service
+from queries import asked, every_query
 from qwen3_tts_client import EngineFailed
 from qwen3_tts_engine.supervisor import MANY_FAILURES, Triton
 from real_server import wait_until
@@ -112,6 +115,20 @@ def test_a_canary_is_answered_by_the_model_and_counted_as_nobodys(service: Servi
     watch = MetricsWatch(service.system.config)
     assert Triton(service.system.config, {}).answers_canary(SPEAKING)
     assert watch.moved(answered=0) == {}
+
+
+def test_whatever_dashboard_alerts_and_autoscaler_ask_for_is_on_a_live_page(service: Service) -> None:
+    assert [speak() for speak in service.everybody()] == [""] * 4
+    config = service.system.config
+    pages = [
+        metrics_text(config),
+        httpx.get(f"http://127.0.0.1:{service.system.supervisor_port}/metrics").text,
+        httpx.get(f"{service.system.url}/metrics").text,
+    ]
+    shown = {*re.findall(r"^(?:# TYPE )?(\w+)[ {]", "\n".join(pages), flags=re.MULTILINE)}
+    elsewhere = {"up"} | {name for _, query in every_query() for name in asked(query) if "nv_gpu" in name}
+    for place, query in every_query():
+        assert asked(query.strip()) - elsewhere <= shown, place
 
 
 def is_told_that_it_is_away(error: str) -> bool:

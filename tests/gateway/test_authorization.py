@@ -56,6 +56,7 @@ OPEN_TO_ALL = {
     "GET /",
     "GET /health",
     "GET /health/models",
+    "GET /health/ready",
     "GET /playground",
     "GET /v1/audio/models",
     "GET /v1/audio/voices",
@@ -185,7 +186,8 @@ def test_every_route_wants_a_key_but_those_that_tell_what_this_is(http: httpx.Cl
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/health", "/health/models", "/metrics", "/docs", "/redoc", "/openapi.json"]
+    "path",
+    ["/", "/health", "/health/models", "/health/ready", "/metrics", "/docs", "/redoc", "/openapi.json"],
 )
 def test_what_operators_and_browsers_ask_first_needs_no_key(
     http: httpx.Client, fake_triton: FakeTriton, path: str

@@ -454,6 +454,55 @@ def test_a_session_is_closed_on_request_after_what_is_complete_was_spoken(agent)
     assert agent.hear_the_end() == (1000, "")
 
 
+@pytest.fixture
+def close(gateway):
+    """The gateway's port closes: from then on it ends what it has begun."""
+    return lambda: gateway.loop.call_soon_threadsafe(gateway.gateway.departure.has_begun.set)
+
+
+def test_a_session_that_has_nothing_to_say_is_closed_when_the_gateway_is_stopped(agent, close):
+    agent.say("Hello.")
+    agent.hear_until("session.done")
+    close()
+    assert agent.hear_the_end() == (1012, "this gateway is being stopped; connect again")
+
+
+def test_the_utterance_being_spoken_is_the_last_when_the_gateway_is_stopped(agent, fake_triton, close):
+    go_on = threading.Event()
+
+    def pauses(call):
+        yield chunk(0)
+        assert go_on.wait(PATIENCE_S)
+        yield from [chunk(1, finish_reason="stop"), final()]
+
+    fake_triton.script = pauses
+    agent.say("One. Two.")
+    agent.say("Three.")
+    agent.hear_a_sound()
+    close()
+    refusal = agent.hear_until("error")[-1]
+    assert (refusal["code"], refusal["utterance_index"]) == ("shutting_down", 1)
+    agent.say("Four.")
+    assert "connect again" in agent.hear_until("error")[-1]["message"]
+    go_on.set()
+    heard = agent.hear_until("session.done")
+    assert sentences_in(heard) == ["Two."]
+    assert [end["error"] for end in events(heard, "audio.done")] == [False, False]
+    assert agent.hear_the_end()[0] == 1012
+
+
+def test_the_utterance_being_written_is_the_last_when_the_gateway_is_stopped(agent, close):
+    agent.send("input.text", text="Hel")
+    agent.say()
+    agent.hear_until("session.done")
+    agent.send("input.text", text="One. Tw")
+    agent.hear_until("audio.done")
+    close()
+    agent.say("o.")
+    assert sentences_in(agent.hear_until("session.done")) == ["Two."]
+    assert agent.hear_the_end()[0] == 1012
+
+
 def test_a_message_that_is_too_long_ends_the_session(agent):
     agent.configure(ref_audio="A" * MOST_MESSAGE_BYTES)
     assert agent.hear()["code"] == "too_large"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from fakes.triton_server import Call, FakeTriton, Response, chunk, final
 from gateway_server import GatewayProcess
@@ -78,6 +79,57 @@ def test_who_is_connected_and_asks_for_nothing_does_not_hold_the_end(
         assert idle.getresponse().status == 200
         gateway.process.send_signal(name)
         assert gateway.process.wait(MOST_S) == 0
+    assert "Traceback" not in gateway.said()
+
+
+def test_a_gateway_that_is_told_to_stop_says_so_to_balancers_while_it_still_serves(
+    fake_triton: FakeTriton, tmp_path: Path
+) -> None:
+    """Nobody's request can fall between a balancer's last look and the closing of the port."""
+    notice = {"TRITON_GRPC_PORT": str(fake_triton.port), "SHUTDOWN_NOTICE_S": "3"}
+    with GatewayProcess(tmp_path, **notice) as gateway, httpx.Client(base_url=gateway.url) as kept:
+        gateway.wait_until_ready()
+        assert kept.get("/health/ready").json() == {"status": "ready"}
+        gateway.process.terminate()
+        wait_until(lambda: not gateway.is_ready(), "readiness says no")
+        answer = kept.post(SPEECH, json=RYAN)
+        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+        assert kept.get("/health").status_code == 200
+        assert gateway.process.wait(MOST_S) == 0
+
+
+@SIGNALS
+def test_a_signal_lets_the_conversation_end_its_utterance_and_begin_no_other(
+    gateway: GatewayProcess, fake_triton: FakeTriton, name: signal.Signals
+) -> None:
+    go_on = threading.Event()
+
+    def pauses(call: Call) -> Iterator[Response]:
+        yield chunk(0)
+        go_on.wait(MOST_S)
+        yield final(chunk(1, finish_reason="stop"))
+
+    fake_triton.script = pauses
+    with connect(f"{gateway.url.replace('http', 'ws')}{SPEECH}/stream") as socket:
+        told = {"type": "session.config", "voice": "ryan", "response_format": "pcm", "stream_audio": True}
+        say = ({"type": "input.text", "text": "Hello."}, {"type": "input.done"})
+        for message in (told, *say):
+            socket.send(json.dumps(message))
+        heard = [socket.recv(MOST_S), socket.recv(MOST_S)]
+        gateway.process.send_signal(name)
+        wait_until(lambda: not gateway.answers(), "new callers are refused")
+        for message in say:
+            socket.send(json.dumps(message))
+        refusal = json.loads(socket.recv(MOST_S))
+        go_on.set()
+        with pytest.raises(ConnectionClosed) as closed:
+            hear(socket, heard)
+    assert refusal["code"] == "shutting_down"
+    assert len(b"".join(piece for piece in heard if isinstance(piece, bytes))) == 2 * CHUNK_BYTES
+    assert json.loads(heard[-1])["type"] == "session.done"
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    assert gateway.process.wait(MOST_S) == 0
     assert "Traceback" not in gateway.said()
 
 
@@ -147,6 +199,11 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_in_words(
     assert said.startswith(f"qwen3-tts-gateway: {name}: ")
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+def hear(socket: ClientConnection, heard: list[str | bytes]) -> None:
+    while True:
+        heard.append(socket.recv(MOST_S))
 
 
 def serve_in_vain(directory: Path, **environment: str) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from real_server import ROOT
 
 sys.path.insert(0, str(ROOT / "perf"))
 
-from overload import rush
+from overload import Callers, Pressure
 from soak import (
     NONSENSE,
     SPEAK,
@@ -172,11 +172,15 @@ def test_silence_is_told_by_thirds_after_the_warm_up():
 @pytest.mark.triton
 def test_of_a_rush_some_are_served_and_the_others_turned_away_with_a_label(server, real_gateway):
     """150 at once: 16 speak, a few wait inside, 64 in Triton's queue at each priority."""
-    address = f"127.0.0.1:{server.grpc_port}"
-    coming = rush(address, real_gateway.url, multiple=1, rate_per_s=150, duration_s=1, frames=600)
-    found = asyncio.run(coming)
+
+    async def everybody():
+        async with Callers.of(f"127.0.0.1:{server.grpc_port}", real_gateway.url, {}, frames=600) as callers:
+            return await callers.rush(rate_per_s=150, duration_s=1)
+
+    rush = asyncio.run(everybody())
     metrics_at_rest(server)  # those who were still there have left
+    found = Pressure.of(1, [rush], [rush.goodput])
     assert found.callers == 150
     assert found.turned_away > 0
     assert (found.unlabelled, list(found.failures)) == (0, [])
-    assert found.goodput > 0
+    assert found.goodput.median > 0

@@ -27,7 +27,15 @@ from starlette.types import Message
 
 from qwen3_tts_gateway.answering import error_object
 from qwen3_tts_gateway.caller import Gate, caller_of
-from qwen3_tts_gateway.errors import KNOWN_ERRORS, Forbidden, GatewayError, InvalidInput, TooLarge, reply_to
+from qwen3_tts_gateway.errors import (
+    KNOWN_ERRORS,
+    Forbidden,
+    GatewayError,
+    InvalidInput,
+    ShuttingDown,
+    TooLarge,
+    reply_to,
+)
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
@@ -99,6 +107,7 @@ class SessionClose(BaseModel):
 Command = SessionConfig | InputText | InputDone | ResponseCancel | SessionClose
 _COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 _TYPES = "session.config, input.text, input.done, response.cancel, session.close"
+_GOODBYE = "this gateway is being stopped; connect again"
 
 
 class Unreadable(InvalidInput):
@@ -187,8 +196,8 @@ async def converse(websocket: WebSocket, gate: Gate) -> None:
 class Conversation:
     """One session.
 
-    It waits for the next message and for the end of the sentence that is being spoken, whichever comes first;
-    everything else happens in between, so that nothing here happens twice at once.
+    It waits for the next message, for the end of the sentence that is being spoken and for the gateway's,
+    whichever comes first; everything else happens in between, so that nothing here happens twice at once.
     """
 
     def __init__(self, websocket: WebSocket, gate: Gateway, patience: Patience) -> None:
@@ -201,6 +210,8 @@ class Conversation:
         self._has_said_goodbye = False
         self._hearing: asyncio.Task[Message] | None = None
         self._speaking: asyncio.Task[None] | None = None
+        self._closing_time: asyncio.Task[Any] | None = None
+        self._is_last_call = False
 
     async def hold(self) -> None:
         """Listen and speak until either side has had enough; nothing goes on afterwards."""
@@ -222,25 +233,30 @@ class Conversation:
             )
 
     async def _go_on(self) -> None:
+        self._closing_time = asyncio.create_task(self._gate.departure.has_begun.wait())
         try:
             while True:
                 await self._speak_on()
                 if message := await self._next_message():
                     await self._follow(message)
         finally:
-            await _cancelled(self._hearing, self._speaking)
+            await _cancelled(self._hearing, self._speaking, self._closing_time)
 
     async def _next_message(self) -> Message | None:
-        """None: a sentence has ended before one came."""
+        """None: something else happened before one came."""
         if self._hearing is None:
             self._hearing = asyncio.create_task(self._websocket.receive())
-        tasks = [task for task in (self._hearing, self._speaking) if task is not None]
+        awaited = (self._hearing, self._speaking, self._closing_time)
+        tasks = [task for task in awaited if task is not None]
         limit_s = self._patience.idle_s if self._manner else self._patience.config_s
         done, _ = await asyncio.wait(
             tasks, timeout=None if self._speaking else limit_s, return_when=asyncio.FIRST_COMPLETED
         )
         if not done:
             raise self._impatience(limit_s)
+        if self._closing_time is not None and self._closing_time.done():
+            self._closing_time = None
+            await self._call_last()
         if self._speaking is not None and self._speaking.done():
             spoken, self._speaking = self._speaking, None
             spoken.result()  # which raises what nobody has foreseen
@@ -253,7 +269,7 @@ class Conversation:
         """Begin the next sentence, if it is there; take leave of utterances that have none left.
 
         Raises:
-            Over: the caller has asked for the end, and was told all that was complete.
+            Over: the caller has asked for the end, and was told all that was complete; or the gateway leaves.
         """
         while self._turns and self._speaking is None:
             turn = self._turns[0]
@@ -269,6 +285,16 @@ class Conversation:
                 break  # the rest is still being written
         if self._has_said_goodbye and self._speaking is None:
             raise Over(status.WS_1000_NORMAL_CLOSURE)
+        if self._is_last_call and not self._turns:
+            raise Over(status.WS_1012_SERVICE_RESTART, _GOODBYE)
+
+    async def _call_last(self) -> None:
+        """Keep to the utterance that is being spoken or written; whatever waits behind it is refused."""
+        self._is_last_call = True
+        refused = [*self._turns][1:]
+        self._turns = deque([*self._turns][:1])
+        for turn in refused:
+            await self._tell_error(ShuttingDown(_GOODBYE), utterance_index=turn.index)
 
     async def _speak(self, turn: Turn, index: int, sentence: str) -> None:
         place = {"utterance_index": turn.index, "sentence_index": index}
@@ -356,6 +382,8 @@ class Conversation:
     def _latest_turn(self, manner: Manner) -> Turn:
         """The one that text comes for; it begins with this, if need be."""
         if not self._turns or self._turns[-1].sentences.has_ended:
+            if self._is_last_call:
+                raise ShuttingDown(_GOODBYE)
             if len(self._turns) == MOST_UTTERANCES:
                 too_many = InvalidInput(f"{MOST_UTTERANCES} utterances wait to be spoken; wait, too")
                 raise Over(status.WS_1008_POLICY_VIOLATION, error=too_many)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from qwen3_tts_client import SpeechError
@@ -37,6 +37,14 @@ async def about(request: Request) -> dict[str, Any]:
 async def health(request: Request) -> dict[str, str]:
     """The gateway is alive; `/health/models` knows about Triton."""
     return {"status": "healthy", "version": request.app.version}
+
+
+@router.get("/health/ready", responses={503: {"description": "It is being stopped"}})
+async def readiness(gate: Gate) -> Response:
+    """Whether to send callers here. Triton has no say in it: another gateway would do no better."""
+    if gate.departure.is_announced:
+        return JSONResponse({"status": "leaving"}, 503)
+    return JSONResponse({"status": "ready"})
 
 
 @router.get("/health/models")
