@@ -35,6 +35,7 @@ from arrivals import silence_s
 from qwen3_tts_client import ClonedVoice, DesignedVoice, InvalidRequest, SpeechClient, SpeechError, Voice
 from qwen3_tts_engine.launcher import Server
 from qwen3_tts_engine.tiny import build_all
+from qwen3_tts_gateway.sound.encoder import to_int16
 from report import ROOT, MachineMeter, Provenance, Report, add_results_option, device_kind, table
 from serving import counted, gateway_of, processes_of, serving
 
@@ -53,8 +54,6 @@ TEXTS = (
 )
 FRAME_SAMPLES, SAMPLE_RATE = 1920, 24_000
 LONGEST = 16  # frames: short utterances are many, and joins and endings are where things go wrong
-
-PCM16_SCALE = 32767
 
 # What a caller does next, and how often.
 SPEAK, LEAVE, NONSENSE = "spoken to the end", "left early", "refused"
@@ -244,7 +243,7 @@ class GatewayEar:
 
     def of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """What is heard of what is spoken: 16 bits."""
-        return np.rint(samples * PCM16_SCALE) / np.float32(PCM16_SCALE)
+        return floats_of(to_int16(samples))
 
     def hear(self, line: Line, most_chunks: int | None = None) -> Heard:
         chunks, odd = [], b""
@@ -259,7 +258,7 @@ class GatewayEar:
                 content = odd + content
                 whole = len(content) // 2 * 2
                 odd = content[whole:]
-                samples = np.frombuffer(content[:whole], "<i2").astype(np.float32) / np.float32(PCM16_SCALE)
+                samples = floats_of(np.frombuffer(content[:whole], "<i2"))
                 chunks.append((time.monotonic(), samples))
                 if len(chunks) == most_chunks:
                     break
@@ -267,6 +266,10 @@ class GatewayEar:
 
     def ask_nonsense(self, line: Line, dice: random.Random) -> None:
         self.hear(replace(line, text=" "))
+
+
+def floats_of(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
+    return pcm.astype(np.float32) / np.float32(1 << 15)
 
 
 Ear = TritonEar | GatewayEar

@@ -75,11 +75,6 @@ def executing(model, *calls):
     assert not thread.is_alive()
 
 
-def assert_same_audio(heard, expected):
-    """But for rounding, in floats or in int16: where chunks end depends on when a listener would run dry."""
-    np.testing.assert_allclose(heard, expected, rtol=0, atol=1 if np.abs(expected).max() > 1 else 1e-5)
-
-
 # --- what a caller hears ----------------------------------------------------------------------------------
 
 
@@ -113,7 +108,7 @@ def test_an_utterance_of_one_frame_is_one_chunk(talker):
 def test_without_streaming_there_is_exactly_one_response_and_it_sounds_the_same(talker):
     streamed = talker.ask(**HELLO)
     [whole] = talker.ask(**HELLO, stream=[False]).chunks
-    assert_same_audio(whole.samples, streamed.samples)
+    np.testing.assert_array_equal(whole.samples, streamed.samples)
     assert (whole.chunk_index, whole.num_frames, whole.finish_reason) == (0, 20, "length")
 
 
@@ -123,7 +118,7 @@ def test_pcm16_is_the_same_audio_rounded(talker, stream):
     encoded = talker.ask(**HELLO, stream=[stream], audio_encoding=["pcm16_base64"])
     assert len(encoded.samples) == 0
     pcm = b"".join(base64.b64decode(chunk.encoded_audio, validate=True) for chunk in encoded.chunks)
-    assert_same_audio(np.frombuffer(pcm, "<i2"), np.rint(plain.samples * 32767))
+    np.testing.assert_array_equal(np.frombuffer(pcm, "<i2"), np.rint(plain.samples * 32767))
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -136,7 +131,7 @@ def test_every_wav_chunk_is_a_file_of_its_own(talker, stream):
         with wave.open(io.BytesIO(base64.b64decode(chunk.encoded_audio, validate=True))) as file:
             assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
             pieces.append(np.frombuffer(file.readframes(file.getnframes()), "<i2"))
-    assert_same_audio(np.concatenate(pieces), np.rint(plain.samples * 32767))
+    np.testing.assert_array_equal(np.concatenate(pieces), np.rint(plain.samples * 32767))
 
 
 def test_rows_are_told_apart_and_final_waits_for_the_last(talker):
@@ -154,7 +149,7 @@ def test_a_row_sounds_as_it_does_alone(talker):
     for row in range(2):
         alone = talker.ask(**{name: values[row : row + 1] for name, values in TWO_ROWS.items()})
         in_company = np.concatenate([chunk.samples for chunk in together if chunk.row == row])
-        np.testing.assert_allclose(in_company, alone.samples, atol=1e-4)
+        np.testing.assert_array_equal(in_company, alone.samples)
 
 
 def test_rows_that_do_not_stream_come_whole_one_response_each(talker):
@@ -174,7 +169,7 @@ def test_requests_of_one_execute_are_answered_each_through_its_own_sender(talker
 def test_the_same_seed_sounds_the_same_and_another_or_none_does_not(talker):
     say = {"text": ["Hello world."], "max_frames": [20]}
     first, again, other = (talker.ask(**say, seed=[seed]).samples for seed in (1, 1, 2))
-    assert_same_audio(first, again)
+    np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     unseeded = [talker.ask(**say).samples for _ in range(2)]
     assert not np.array_equal(*unseeded)
@@ -184,7 +179,7 @@ def test_an_empty_optional_input_is_as_good_as_none(talker):
     empty = {"language": [""], "speaker": [""], "instruct": [""], "audio_encoding": [""]}
     zero_length = {"temperature": np.zeros((1, 0), np.float32), "top_k": np.zeros((1, 0), np.int32)}
     plain = talker.ask(**HELLO)
-    assert_same_audio(talker.ask(**HELLO, **empty, **zero_length).samples, plain.samples)
+    np.testing.assert_array_equal(talker.ask(**HELLO, **empty, **zero_length).samples, plain.samples)
 
 
 # --- reading a request ------------------------------------------------------------------------------------
@@ -377,7 +372,7 @@ def test_after_a_failed_step_everyone_sounds_as_before(fragile):
     lost.sender.wait_for(2)
     fail.set()
     assert lost.error[0] == TritonError.INTERNAL
-    assert_same_audio(model.ask(**HELLO).samples, before)
+    np.testing.assert_array_equal(model.ask(**HELLO).samples, before)
 
 
 class DeadRunner:

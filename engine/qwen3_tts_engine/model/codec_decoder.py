@@ -2,7 +2,8 @@
 
 Everything in it is causal, so what a call needs from the past is a fixed number of its last inputs: the
 history of each convolution, one input of each transposed convolution, the window of each attention layer.
-Kept between calls, that state makes the concatenated chunks equal the decode of all frames at once.
+Kept between calls, that state makes the concatenated chunks equal the decode of all frames at once; with the
+kernels of `steady.py`, to the last bit.
 
 Shapes: B rows, N frames, T positions, C channels, always in this order. Source of the layers:
 `modeling_qwen3_tts_tokenizer_v2.py` of qwen-tts 0.1.1 (Qwen3TTSTokenizerV2Decoder).
@@ -10,7 +11,6 @@ Shapes: B rows, N frames, T positions, C channels, always in this order. Source 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,13 @@ from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import CodecConfig
 from qwen3_tts_engine.model.layers import FeedForward, rms_norm, rotate
 from qwen3_tts_engine.model.linear import Linear
+from qwen3_tts_engine.model.steady import (
+    Convolution,
+    SteadyLinear,
+    steady_attention,
+    steady_convolution,
+    steady_span,
+)
 
 WIDE = 384  # channels from which on a convolution is a product; measured on two cores at chunks of 1 to 12
 CONVOLUTIONS_SEE = 16  # frames; measured: 11 are too few, from 12 on the result is exact
@@ -61,16 +68,16 @@ class BlankHistory(History):
 class CausalConv:
     """A convolution over time that sees only the past: [B, T, C] -> [B, T, C'].
 
-    A wide one is a product with the inputs of its kernel side by side. Its weights, which are most of the
-    decoder's and dwarf the few positions of a chunk, are then laid out for the processor once; a convolution
-    lays them out in every call.
+    A wide one, and one of a single tap, is a product with the inputs of its kernel side by side.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1, groups: int = 1) -> None:
         self._reach = (weight.shape[-1] - 1) * dilation
-        is_wide = groups == 1 and weight.shape[1] >= WIDE
+        is_product = groups == 1 and (weight.shape[1] >= WIDE or weight.shape[-1] == 1)
         self._convolve = (
-            _product(weight, bias, dilation) if is_wide else _convolution(weight, bias, dilation, groups)
+            _product(weight, bias, dilation)
+            if is_product
+            else steady_convolution(weight, bias, dilation, groups)
         )
 
     @classmethod
@@ -81,24 +88,15 @@ class CausalConv:
         return self._convolve(history.extend(x, self._reach) if self._reach else x)
 
 
-Convolution = Callable[[Tensor], Tensor]
-"""[B, reach + T, C] -> [B, T, C']"""
-
-
 def _product(weight: Tensor, bias: Tensor, dilation: int) -> Convolution:
     kernel = weight.shape[-1]
-    linear = Linear(weight.transpose(1, 2).flatten(1), bias)  # [C', kernel·C]
+    linear = SteadyLinear(weight.transpose(1, 2).flatten(1), bias)  # [C', kernel·C]
+    if kernel == 1:
+        return linear
 
     def convolve(x: Tensor) -> Tensor:
         length = x.shape[1] - (kernel - 1) * dilation
         return linear(torch.cat([x.narrow(1, k * dilation, length) for k in range(kernel)], -1))
-
-    return convolve
-
-
-def _convolution(weight: Tensor, bias: Tensor, dilation: int, groups: int) -> Convolution:
-    def convolve(x: Tensor) -> Tensor:
-        return F.conv1d(x.transpose(1, 2), weight, bias, dilation=dilation, groups=groups).transpose(1, 2)
 
     return convolve
 
@@ -148,21 +146,20 @@ class WindowAttention:
     out: Linear
     num_heads: int
     num_kv_heads: int
-    window: int
 
     @classmethod
     def load(cls, weights: Weights, config: CodecConfig) -> WindowAttention:
-        qkv = Linear.load(weights, "q_proj", "k_proj", "v_proj")
-        out = Linear.load(weights, "o_proj")
-        return cls(qkv, out, config.num_attention_heads, config.num_key_value_heads, config.sliding_window)
+        qkv = SteadyLinear.load(weights, "q_proj", "k_proj", "v_proj")
+        out = SteadyLinear.load(weights, "o_proj")
+        return cls(qkv, out, config.num_attention_heads, config.num_key_value_heads)
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, history: History) -> Tensor:
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, sees: Tensor, history: History) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (self.num_heads + 2 * self.num_kv_heads, -1)).transpose(1, 2)
         turning, value = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], 1)
         query, key = rotate(turning, cos, sin).split([self.num_heads, self.num_kv_heads], 1)
-        keys, values = (history.extend(new, self.window - 1, axis=2) for new in (key, value))
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
-        return self.out(mixed.transpose(1, 2).flatten(-2))
+        span = sees.shape[-1]
+        keys, values = (history.extend(new, span - 1, axis=2) for new in (key, value))
+        return self.out(steady_attention(query, keys, values, sees))
 
 
 @dataclass
@@ -181,7 +178,7 @@ class TransformerLayer:
     def load(cls, weights: Weights, config: CodecConfig) -> TransformerLayer:
         return cls(
             attention=WindowAttention.load(weights.below("self_attn."), config),
-            feed_forward=FeedForward.load(weights.below("mlp.")),
+            feed_forward=_feed_forward(weights.below("mlp.")),
             attention_norm=weights.take("input_layernorm.weight"),
             feed_forward_norm=weights.take("post_attention_layernorm.weight"),
             attention_scale=weights.take("self_attn_layer_scale.scale"),
@@ -189,18 +186,23 @@ class TransformerLayer:
             eps=config.rms_norm_eps,
         )
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, history: History) -> Tensor:
-        attended = self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, mask, history)
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, sees: Tensor, history: History) -> Tensor:
+        attended = self.attention(rms_norm(x, self.attention_norm, self.eps), cos, sin, sees, history)
         x = x + self.attention_scale * attended
         return x + self.feed_forward_scale * self.feed_forward(rms_norm(x, self.feed_forward_norm, self.eps))
+
+
+def _feed_forward(weights: Weights) -> FeedForward:
+    gate_up = SteadyLinear.load(weights, "gate_proj", "up_proj")
+    return FeedForward(gate_up, SteadyLinear.load(weights, "down_proj"))
 
 
 class Transformer:
     """The layers that give every frame the context of the seconds before it: [B, N, latent] -> the same."""
 
     def __init__(self, weights: Weights, config: CodecConfig) -> None:
-        self._input = Linear.load(weights, "input_proj")
-        self._output = Linear.load(weights, "output_proj")
+        self._input = SteadyLinear.load(weights, "input_proj")
+        self._output = SteadyLinear.load(weights, "output_proj")
         self._layers = [
             TransformerLayer.load(weights.below(f"layers.{i}."), config)
             for i in range(config.num_hidden_layers)
@@ -208,6 +210,8 @@ class Transformer:
         self._norm = weights.take("norm.weight")
         self._eps = config.rms_norm_eps
         self._window = config.sliding_window
+        self._span = steady_span(config.sliding_window, config.head_dim)
+        self._num_heads = config.num_attention_heads
         half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=self._norm.device).float()
         self._inverse_frequency = 1.0 / (config.rope_theta ** (half / config.head_dim))
 
@@ -215,10 +219,10 @@ class Transformer:
         """start [B]: how many frames each row had before these."""
         positions = start[:, None] + torch.arange(x.shape[1], device=x.device)  # [B, N]
         cos, sin = (table.to(x.dtype) for table in self._rotation(positions))
-        mask = self._mask(positions)
+        sees = self._sees(positions)
         x = self._input(x)
         for layer in self._layers:
-            x = layer(x, cos, sin, mask, history)
+            x = layer(x, cos, sin, sees, history)
         return self._output(rms_norm(x, self._norm, self._eps))
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,13 +231,11 @@ class Transformer:
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
-    def _mask(self, positions: Tensor) -> Tensor:
-        """Which of the past and present keys a frame sees: bool [B, 1, N, window - 1 + N]."""
-        length = positions.shape[1]
-        offsets = torch.arange(1 - self._window, length, device=positions.device)
-        keys = positions[:, :1] + offsets  # [B, window - 1 + N]; negative: before the beginning
-        distance = positions[:, :, None] - keys[:, None]
-        return ((distance >= 0) & (distance < self._window) & (keys[:, None] >= 0))[:, None]
+    def _sees(self, positions: Tensor) -> Tensor:
+        """Which of the keys that end with a frame's own are in its window: bool [N, B·H, 1, span]."""
+        distance = torch.arange(self._span - 1, -1, -1, device=positions.device)
+        exists = positions.T[:, :, None] >= distance  # [N, B, span]; the others are before the beginning
+        return (exists & (distance < self._window)).repeat_interleave(self._num_heads, 1)[:, :, None]
 
 
 @dataclass
@@ -251,8 +253,8 @@ class ConvNeXt:
         return cls(
             depthwise=CausalConv.load(weights.below("dwconv."), groups=channels),
             norm=(weights.take("norm.weight"), weights.take("norm.bias")),
-            expand=Linear.load(weights, "pwconv1"),
-            contract=Linear.load(weights, "pwconv2"),
+            expand=SteadyLinear.load(weights, "pwconv1"),
+            contract=SteadyLinear.load(weights, "pwconv2"),
             scale=weights.take("gamma"),
         )
 
