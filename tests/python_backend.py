@@ -124,12 +124,13 @@ class HostedModel:
         self,
         is_cancelled: Callable[[], bool] = lambda: False,
         before_send: Callable[[Any], None] = lambda response: None,
+        traceparent: str | None = None,
         **inputs: Any,
     ) -> Call:
         """A request that has not been executed yet; each input is a list of one value a row, or an array."""
         tensors = [as_tensor(name, self._types[name], rows) for name, rows in inputs.items()]
         sender = pb_utils.ResponseSender(self._outputs, is_cancelled, before_send)
-        self._calls.append(Call(pb_utils.InferenceRequest(tensors, sender)))
+        self._calls.append(Call(pb_utils.InferenceRequest(tensors, sender, traceparent=traceparent)))
         return self._calls[-1]
 
     def ask(self, **inputs: Any) -> Call:

@@ -283,6 +283,7 @@ class Engine:
         self.metrics.add(families.WAITING, -len(newcomers))
         self.metrics.add(families.ACTIVE_SLOTS, len(newcomers))
         for sequence in newcomers:
+            sequence.seated_s = self._clock()
             self.codec.reset(sequence.slot)
             voice = sequence.request.voice
             if voice is not None and voice.ref_codes is not None:

@@ -31,6 +31,7 @@ from dotenv import dotenv_values
 
 from qwen3_tts_engine.access import VARIABLE as KEY_VARIABLE
 from qwen3_tts_engine.access import Access, access_from
+from qwen3_tts_engine.collector import trace_flags
 from qwen3_tts_engine.repairs import Repairs, page_of
 from qwen3_tts_engine.supervisor import Supervisor
 from qwen3_tts_engine.tritonserver import Installation, LaunchError, find_tritonserver
@@ -348,6 +349,7 @@ def command(config: LaunchConfig, installation: Installation, regions_prefix: st
         *installation.flags,
         *(["--log-verbose=1"] if config.verbose else []),
         *config.access.flags,
+        *trace_flags(config.environment),
         *config.extra_args,
     ]
 

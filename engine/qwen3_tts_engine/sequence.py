@@ -84,7 +84,10 @@ class AudioSink(Protocol):
 
 @dataclass(eq=False)
 class Sequence:
-    """A request, its prompt and its progress. `slot` is its place in the running batch, -1 while it waits."""
+    """A request, its prompt and its progress.
+
+    `slot` is its place in the running batch, -1 while it waits, and `seated_s` when it got one.
+    """
 
     request: SpeechRequest
     prompt: Prompt
@@ -93,6 +96,7 @@ class Sequence:
     seed: int
     arrived_s: float
     slot: int = -1
+    seated_s: float | None = None
     num_frames: int = 0
     chunks_sent: int = 0
     pending: list[NDArray[np.int64]] = field(default_factory=list)  # frames not yet voiced, [16] each
@@ -106,6 +110,11 @@ class Sequence:
     def position(self) -> int:
         """Where in the talker's context the next frame goes."""
         return len(self.prompt) + self.num_frames
+
+    @property
+    def slot_wait_s(self) -> float | None:
+        """How long it waited for a slot; None when it never had one."""
+        return None if self.seated_s is None else self.seated_s - self.arrived_s
 
     @property
     def next_text_token(self) -> int | None:

@@ -72,5 +72,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(Observer)
     app.add_middleware(Farewell, departure=gateway.departure)
-    tracing = Tracing.begin(app, settings.otlp_endpoint) if settings.otlp_endpoint else None
+    endpoint = settings.otel_exporter_otlp_endpoint
+    tracing = Tracing.begin(app, endpoint) if endpoint else None
     return app

@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     reference_hosts: CommaSeparated = Field(
         (), description="hosts that recordings may be fetched from; none: recordings by URL are refused"
     )
-    otlp_endpoint: str | None = Field(
+    otel_exporter_otlp_endpoint: str | None = Field(
         None, description="OpenTelemetry collector, http://host:4318; unset: no traces"
     )
 

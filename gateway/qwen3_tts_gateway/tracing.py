@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastapi import FastAPI
-from opentelemetry import propagate
+from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -42,8 +42,9 @@ class Tracing:
 def trace_headers() -> dict[str, str]:
     """The `traceparent` of the request that is being answered, if it is traced.
 
-    Triton goes on from there where it runs with `--trace-config mode=opentelemetry`.
+    Triton goes on from there, even where the caller has said that nobody is to record it: so it is not told.
     """
     headers: dict[str, str] = {}
-    propagate.inject(headers)
+    if trace.get_current_span().get_span_context().trace_flags.sampled:
+        propagate.inject(headers)
     return headers

@@ -27,7 +27,7 @@ def test_a_secret_is_the_variable_of_its_name(start: ModuleType, tmp_path: Path)
 def test_the_environment_wins_where_it_says_something(start: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "api_keys").write_text("from the file")
     (tmp_path / "limits_store").write_text("from the file")
-    given = {"API_KEYS": "from the environment", "LIMITS_STORE": "", "OTLP_ENDPOINT": ""}
+    given = {"API_KEYS": "from the environment", "LIMITS_STORE": "", "OTEL_EXPORTER_OTLP_ENDPOINT": ""}
     assert start.environment_with(tmp_path, given) == {
         "API_KEYS": "from the environment",
         "LIMITS_STORE": "from the file",

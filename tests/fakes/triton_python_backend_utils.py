@@ -182,19 +182,37 @@ class ResponseSender:
                 raise TritonModelException(f"{name} {complaint}")
 
 
+class InferenceTrace:
+    """A request's place in a trace; of one that is not traced there is no context."""
+
+    def __init__(self, traceparent: str | None = None) -> None:
+        self._context = None if traceparent is None else json.dumps({"traceparent": traceparent})
+
+    def get_context(self) -> str | None:
+        return self._context
+
+
 class InferenceRequest:
     """What `execute` is handed."""
 
     def __init__(
-        self, inputs: Iterable[Tensor], sender: ResponseSender, parameters: Mapping[str, object] | None = None
+        self,
+        inputs: Iterable[Tensor],
+        sender: ResponseSender,
+        parameters: Mapping[str, object] | None = None,
+        traceparent: str | None = None,
     ) -> None:
         self._inputs, self._sender, self._parameters = list(inputs), sender, dict(parameters or {})
+        self._trace = InferenceTrace(traceparent)
 
     def inputs(self) -> list[Tensor]:
         return self._inputs
 
     def parameters(self) -> str:
         return json.dumps(self._parameters)
+
+    def trace(self) -> InferenceTrace:
+        return self._trace
 
     def get_response_sender(self) -> ResponseSender:
         return self._sender

@@ -348,7 +348,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 @contextmanager
 def tracing_gateway(fake: FakeTriton) -> Iterator[httpx.Client]:
     """A client of a gateway that traces; its spans have been sent once the block is left."""
-    ours = settings(triton_grpc_port=fake.port, otlp_endpoint="http://collector:4318")
+    ours = settings(triton_grpc_port=fake.port, otel_exporter_otlp_endpoint="http://collector:4318")
     with running_gateway(ours) as gateway, httpx.Client(base_url=gateway.url, timeout=30) as client:
         yield client
 
@@ -390,6 +390,15 @@ def test_who_hangs_up_is_no_longer_spoken_to_while_traced_either(
             assert response.status_code == 200
         assert fake_triton.cancelled.wait(10)
     assert [span.name for span in spans.get_finished_spans()] == [f"POST {SPEECH}"]
+
+
+def test_what_the_caller_has_nobody_record_triton_is_not_asked_to(
+    fake_triton: FakeTriton, spans: InMemorySpanExporter
+) -> None:
+    with tracing_gateway(fake_triton) as http:
+        http.post(SPEECH, json=RYAN, headers={"traceparent": PARENT["traceparent"][:-1] + "0"})
+    assert "traceparent" not in fake_triton.calls[0].metadata
+    assert spans.get_finished_spans() == ()
 
 
 def test_errors_are_told_the_same_while_traced(fake_triton: FakeTriton, spans: InMemorySpanExporter) -> None:

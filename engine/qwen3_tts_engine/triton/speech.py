@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sys
 import threading
@@ -24,6 +25,7 @@ from qwen3_tts_engine.triton.loading import device, log_to_stderr, read_config
 from qwen3_tts_engine.triton.metrics import PublishedMetrics
 from qwen3_tts_engine.triton.reading import FindVoice, RequestReader, RowRequest, naming_row
 from qwen3_tts_engine.triton.responses import Courier, ResponseStream, RowSink
+from qwen3_tts_engine.triton.tracing import begin_tracing
 
 # How long the engine's thread may keep the interpreter while another wants it. Python's 5 ms is as long as
 # a frame of a fast model; Triton's batcher naps for 500 ms when `execute` is busy (docs/decisions/0008).
@@ -52,6 +54,7 @@ class SpeechModel:
         self.reader = RequestReader(self.task, self.engine.defaults, saved_voices)
         self.engine.warm_up()
         self.metrics = _metrics(args)
+        self.tracing = begin_tracing(args["model_name"], os.environ)
         self.courier = Courier()
         self.engine.start(self.metrics)
         self._arrivals: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
@@ -80,6 +83,7 @@ class SpeechModel:
         self.courier.close()
         if isinstance(self.metrics, PublishedMetrics):
             self.metrics.close()
+        self.tracing.close()
 
     def _saved_voices(self, config: EngineConfig, directory: Path) -> FindVoice | None:
         """Where `voice` is looked up; a checkpoint that has no such input has no such place."""
@@ -92,26 +96,29 @@ class SpeechModel:
     def _let_in(self, requests: list[Any]) -> None:
         """Bad requests are answered before any good one waits for a slot."""
         received = [self._receive(request) for request in requests]
-        self.engine.expect(sum(len(sequences) for _, sequences in received))
-        for stream, sequences in received:
+        self.engine.expect(sum(map(len, received)))
+        for sequences in received:
             for sequence in sequences:
-                self._submit(stream, sequence)
+                self._submit(sequence)
             self.engine.settle()
 
-    def _receive(self, request: Any) -> tuple[ResponseStream, list[Sequence]]:
+    def _receive(self, request: Any) -> list[Sequence]:
         """Check every row before any of them takes a resource."""
         is_canary = CANARY in request.parameters()
         on_close = _count_nothing if is_canary else self._count
         stream = ResponseStream(request.get_response_sender(), self.courier, on_close)
         try:
             rows = self.reader.read(request)
-            return stream, self._prepare(rows, stream.open(rows))
+            sequences = self._prepare(rows, stream.open(rows))
+            for sequence in sequences:
+                self.tracing.follow(sequence, request)
+            return sequences
         except SpeechError as error:
             stream.fail(error)
         except Exception as error:
             logger.exception("a request could not be read")
             stream.fail(EngineFailed(f"the request could not be read: {error}"))
-        return stream, []
+        return []
 
     def _prepare(self, rows: list[RowRequest], sinks: list[RowSink]) -> list[Sequence]:
         sequences = []
@@ -120,11 +127,11 @@ class SpeechModel:
                 sequences.append(self.engine.prepare(row.speech, sink))
         return sequences
 
-    def _submit(self, stream: ResponseStream, sequence: Sequence) -> None:
+    def _submit(self, sequence: Sequence) -> None:
         try:
             self.engine.submit(sequence)
         except SpeechError as error:
-            stream.fail(error)  # and with it the rows that are not in yet: nobody listens to them
+            sequence.sink.close(error)  # and with it the rows that are not in yet: nobody listens to them
 
     def _count(self, error: SpeechError | None) -> None:
         self.metrics.add(families.REQUESTS, 1, outcome(error))

@@ -70,8 +70,8 @@ class WholeUtterance:
         given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names if row.has(name)}
         task = infer_task(asked, given)
         if "ref_audio" in given:
-            given = _with_voice(given)
-        return _whole_utterance(f"qwen3_tts_{task}", given)
+            given = _with_voice(given, request.trace())
+        return _whole_utterance(f"qwen3_tts_{task}", given, request.trace())
 
 
 class Refused(Exception):
@@ -88,24 +88,26 @@ def _code(message: str) -> str:
     return next((code for words, code in CODES.items() if words in message), "INVALID_ARG")
 
 
-def _with_voice(given: dict[str, Any]) -> dict[str, Any]:
+def _with_voice(given: dict[str, Any], trace: Any) -> dict[str, Any]:
     """The voice in the recording in place of the recording."""
     inputs = [given[name] for name in FOR_CREATE_VOICE if name in given]
-    voice = _named(_call("create_voice", VOICE, inputs).exec(), VOICE)
+    voice = _named(_call("create_voice", VOICE, inputs, trace).exec(), VOICE)
     kept = {name: tensor for name, tensor in given.items() if name not in ("ref_audio", "x_vector_only")}
     return kept | voice
 
 
-def _whole_utterance(model: str, given: dict[str, Any]) -> list[Any]:
+def _whole_utterance(model: str, given: dict[str, Any], trace: Any) -> list[Any]:
     at_once = pb_utils.Tensor("stream", np.array([[False]]))
     outputs: dict[str, Any] = {}
-    for response in _call(model, OUTPUTS, [*given.values(), at_once]).exec(decoupled=True):
+    for response in _call(model, OUTPUTS, [*given.values(), at_once], trace).exec(decoupled=True):
         outputs |= _named(response, OUTPUTS)
     return list(outputs.values())
 
 
-def _call(model: str, outputs: tuple[str, ...], inputs: list[Any]) -> Any:
-    return pb_utils.InferenceRequest(model_name=model, requested_output_names=list(outputs), inputs=inputs)
+def _call(model: str, outputs: tuple[str, ...], inputs: list[Any], trace: Any) -> Any:
+    return pb_utils.InferenceRequest(
+        model_name=model, requested_output_names=list(outputs), inputs=inputs, trace=trace
+    )
 
 
 def _named(response: Any, names: tuple[str, ...]) -> dict[str, Any]:
