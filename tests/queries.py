@@ -11,16 +11,17 @@ import yaml
 from real_server import ROOT
 
 DOCKER = ROOT / "docker"
+ALERTS = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+DASHBOARD = json.loads((DOCKER / "grafana/dashboards/qwen3-tts.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def every_query() -> Iterator[tuple[str, str]]:
     """Every PromQL there is, by where it stands."""
-    alerts = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())
-    for rule in alerts["groups"][0]["rules"]:
+    for rule in ALERTS:
         yield rule["alert"], rule["expr"]
-    dashboard = json.loads((DOCKER / "grafana/dashboards/qwen3-tts.json").read_text())
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
+    for panel in PANELS:
+        for target in panel["targets"]:
             yield f"{panel['title']} {target['refId']}", target["expr"]
     scaled = yaml.safe_load((DOCKER / "kubernetes/overlays/gpu/scaled-object.yaml").read_text())
     for trigger in scaled["spec"]["triggers"]:

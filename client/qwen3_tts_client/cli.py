@@ -3,17 +3,21 @@
 import argparse
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from qwen3_tts_client.alerts import ALERTS, Alert
 from qwen3_tts_client.audio import Audio, file_format
 from qwen3_tts_client.bench import Load, measure
 from qwen3_tts_client.client import SpeechClient
-from qwen3_tts_client.doctor import examine
+from qwen3_tts_client.doctor import examine, standing, usual_metrics
 from qwen3_tts_client.errors import SpeechError
+from qwen3_tts_client.metrics import Watcher
 from qwen3_tts_client.request import INPUTS
 from qwen3_tts_client.voice import ClonedVoice, DesignedVoice, Voice
 from qwen3_tts_client.voices import SavedVoice, in_designed_voice
@@ -146,13 +150,28 @@ def bench(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 def doctor(client: SpeechClient, args: argparse.Namespace) -> int:
+    watcher = Watcher(args.metrics or usual_metrics(client.url), args.watch_s)
+    if args.explain is not None:
+        return _explain(ALERTS[args.explain], client, watcher)
     failed = False
-    for check in examine(client):
+    for check in examine(client, watcher):
         failed = failed or not check.passed
-        print(f"{'ok' if check.passed else 'failed':<7} {check.name}: {check.found}")
+        print(_wrapped(f"{'ok' if check.passed else 'failed':<7} {check.name}: {check.found}"))
         if check.remedy:
-            print(f"        to fix: {check.remedy}")
+            print(_wrapped(f"        to fix: {check.remedy}"))
     return 1 if failed else 0
+
+
+def _explain(alert: Alert, client: SpeechClient, watcher: Watcher) -> int:
+    print(_wrapped(f"alert   {alert.name}: {alert.meaning}"))
+    print(_wrapped(f"        to do: {alert.remedy}"), flush=True)
+    print(_wrapped(f"        now: {standing(alert, client, watcher)}"))
+    return 0
+
+
+def _wrapped(text: str) -> str:
+    width = shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() else sys.maxsize
+    return textwrap.fill(text, max(width, 40), subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,7 +221,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON in place of the table")
     command.set_defaults(command=bench)
 
-    command = commands.add_parser("doctor", parents=[server], help="check client, server, models and speech")
+    command = commands.add_parser(
+        "doctor", parents=[server], help="check client, server, models, speech and what alerts look at"
+    )
+    command.add_argument(
+        "--explain",
+        choices=ALERTS,
+        metavar="ALERT",
+        help=f"what one alert means, what to do, and how it is now: {', '.join(ALERTS)}",
+    )
+    command.add_argument(
+        "--metrics",
+        action="append",
+        metavar="URL",
+        help="a page of metrics; may be repeated (default: ports 8002, 8003 and 8080 of the host)",
+    )
+    command.add_argument(
+        "--watch",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        dest="watch_s",
+        help="how long to watch them for what alerts look at (default: %(default)g)",
+    )
     command.set_defaults(command=doctor)
     return parser
 
@@ -394,6 +435,13 @@ def _count(number: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return count
+
+
+def _seconds(number: str) -> float:
+    seconds = float(number)
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{number} is not within 0 and 3600")
+    return seconds
 
 
 def _counts(numbers: str) -> list[int]:

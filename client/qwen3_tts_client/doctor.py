@@ -1,12 +1,14 @@
 """`qwen3-tts doctor`: is everything in place between this machine and a spoken sentence?"""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from qwen3_tts_client.alerts import ALERTS, Alert
 from qwen3_tts_client.client import SpeechClient
 from qwen3_tts_client.errors import SpeechError
+from qwen3_tts_client.metrics import Watch, Watcher
 from qwen3_tts_client.models import ModelState
 from qwen3_tts_client.request import inputs_of
 from qwen3_tts_client.voice import MODELS, DesignedVoice, Voice
@@ -17,6 +19,9 @@ _VOICE_FOR: dict[str, Voice] = {
 }
 
 _ASKED = (*MODELS, "create_voice", "voices")  # whatever this client may talk to
+
+# Triton's page, its supervisor's and a gateway's, where they stand beside Triton on their usual ports
+_METRICS_PORTS = (8002, 8003, 8080)
 
 _UNBROKEN = ("", "unloaded")  # Triton's reasons for a model that nobody asked for
 
@@ -34,15 +39,44 @@ class Check:
         return not self.remedy
 
 
-def examine(client: SpeechClient) -> Iterator[Check]:
+def usual_metrics(server: str) -> list[str]:
+    """The URLs where metrics are, beside a server of this host and gRPC port."""
+    host = server.rpartition(":")[0]
+    return [f"http://{host}:{port}/metrics" for port in _METRICS_PORTS]
+
+
+def examine(client: SpeechClient, watcher: Watcher) -> Iterator[Check]:
     """The checks in order; what cannot be examined after a failure is left out."""
     yield Check("client", f"Python {platform.python_version()}, tritonclient {version('tritonclient')}")
+    answers = yield from _check_server(client)
+    yield from _check_alerts(watcher.look(answers=answers))
+
+
+def standing(alert: Alert, client: SpeechClient, watcher: Watcher) -> str:
+    """How it is with one alert at this moment, in words."""
+    watch = watcher.look(answers=_answers(client))
+    values = alert.measured(watch)
+    if not values:
+        return f"nothing to tell it by{_silence(watch)}"
+    return f"{'would fire' if alert.above(values) else 'quiet'}: {alert.told(values)}"
+
+
+def _answers(client: SpeechClient) -> bool:
+    try:
+        client.server_info()
+    except SpeechError:
+        return False
+    return True
+
+
+def _check_server(client: SpeechClient) -> Generator[Check, None, bool]:
+    """Everything that the server is asked for; whether it answers."""
     try:
         server = client.server_info()
         ready = [model for model in MODELS if client.is_ready(model)]
     except SpeechError as error:
         yield Check("server", str(error), "start it (`make serve`), or name it: --url, --api-key, --ssl")
-        return
+        return False
     yield Check("server", f"{server.name} {server.version} at {client.url}")
     yield _check_models(ready)
     yield _check_repository(client)
@@ -50,6 +84,27 @@ def examine(client: SpeechClient) -> Iterator[Check]:
         yield _check_inputs(client, model)
     if audible := [model for model in ready if model in _VOICE_FOR]:
         yield _check_speech(client, audible[0])
+    return True
+
+
+def _check_alerts(watch: Watch) -> Iterator[Check]:
+    """One check for each that looks like firing, and one for all that do not."""
+    measured = {alert: alert.measured(watch) for alert in ALERTS.values()}
+    for alert, values in measured.items():
+        if above := alert.above(values):
+            yield Check(alert.name, f"{alert.told(above)}. {alert.meaning}", alert.remedy)
+    quiet = [alert.name for alert, values in measured.items() if values and not alert.above(values)]
+    unknown = [alert.name for alert, values in measured.items() if not values]
+    found = [f"quiet: {', '.join(quiet)}"] if quiet else []
+    if unknown:
+        found.append(f"nothing to tell by: {', '.join(unknown)}{_silence(watch)}")
+    yield Check("alerts", "; ".join(found))
+
+
+def _silence(watch: Watch) -> str:
+    if watch.silent:
+        return f" (no metrics at {', '.join(watch.silent)}; --metrics names others)"
+    return " (nobody did what it counts; --watch looks for longer)"
 
 
 def _check_models(ready: list[str]) -> Check:
