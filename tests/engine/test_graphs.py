@@ -251,7 +251,8 @@ class Forgetful(TorchDispatchMode):
 
 
 def is_tensor(leaf: object) -> bool:
-    return isinstance(leaf, Tensor)
+    """One with memory that can be spoiled; weights that oneDNN laid out only oneDNN can read."""
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided
 
 
 def poison(tensor: Tensor) -> None:

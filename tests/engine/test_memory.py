@@ -35,11 +35,12 @@ CPU = torch.device("cpu")
 
 
 def living_tensors() -> Iterator[torch.Tensor]:
-    """Those that have memory; PyTorch's caches keep fakes, which have none."""
+    """Those that have memory; PyTorch's caches keep fakes, which have none, and oneDNN hides its own."""
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of modules that warn when they are looked at
-        yield from (it for it in gc.get_objects() if type(it) in (torch.Tensor, torch.nn.Parameter))
+        kinds = (torch.Tensor, torch.nn.Parameter)
+        yield from (it for it in gc.get_objects() if type(it) in kinds and it.layout == torch.strided)
 
 
 def tensor_bytes() -> int:
