@@ -317,12 +317,15 @@ struct Scratch {
   float* wide;    // [R, widest]: what the heads found, or the feed-forward's middle
   uint8_t* own;
 
-  static int64_t shared_floats(const Decoder& d, int64_t rows) {
-    return rows * (d.hidden + qkv_size(d) + widest(d));
+  static int64_t shared_bytes(const Decoder& d, int64_t rows) {
+    return whole_lines(rows * (d.hidden + qkv_size(d) + widest(d)) * sizeof(float));
   }
+  static int64_t rounded_bytes(const Decoder& d, int64_t rows) {
+    return whole_lines(rows * widest(d) * Bfloat16::kBytes);
+  }
+  static int64_t scale_bytes(int64_t rows) { return whole_lines(rows * sizeof(float)); }
   static int64_t own_bytes(const Decoder& d, int64_t rows, int64_t capacity) {
-    const int64_t rounded = whole_lines(rows * widest(d) * Bfloat16::kBytes);
-    return rounded + whole_lines(rows * sizeof(float)) +
+    return rounded_bytes(d, rows) + scale_bytes(rows) +
            whole_lines((d.hidden + capacity + kLanes) * sizeof(float));
   }
 };
@@ -336,13 +339,13 @@ class Pass {
     scratch.stream = reinterpret_cast<float*>(memory);
     scratch.heads = scratch.stream + rows.count * d.hidden;
     scratch.wide = scratch.heads + rows.count * qkv_size(d);
-    const int64_t shared = whole_lines(Scratch::shared_floats(d, rows.count) * sizeof(float));
-    scratch.own = memory + shared + omp_get_thread_num() * Scratch::own_bytes(d, rows.count, cache.capacity);
+    scratch.own = memory + Scratch::shared_bytes(d, rows.count) +
+                  omp_get_thread_num() * Scratch::own_bytes(d, rows.count, cache.capacity);
     rounded.stride = widest(d) * Format::kBytes;
     rounded.rows = scratch.own;
-    uint8_t* rest = scratch.own + whole_lines(rows.count * widest(d) * Bfloat16::kBytes);
+    uint8_t* rest = scratch.own + Scratch::rounded_bytes(d, rows.count);
     rounded.scales = reinterpret_cast<float*>(rest);
-    floats = reinterpret_cast<float*>(rest + whole_lines(rows.count * sizeof(float)));
+    floats = reinterpret_cast<float*>(rest + Scratch::scale_bytes(rows.count));
   }
 
   void run() {
@@ -494,8 +497,7 @@ int runs_here() {
 }
 
 int64_t scratch_bytes(const Decoder* decoder, int64_t rows, int64_t capacity, int64_t threads) {
-  const int64_t shared = whole_lines(Scratch::shared_floats(*decoder, rows) * sizeof(float));
-  return shared + threads * Scratch::own_bytes(*decoder, rows, capacity);
+  return Scratch::shared_bytes(*decoder, rows) + threads * Scratch::own_bytes(*decoder, rows, capacity);
 }
 
 void decode(const Decoder* decoder, const Rows* rows, const Cache* cache, uint8_t* scratch, int64_t threads) {

@@ -19,6 +19,7 @@ from torch import Tensor
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import DecoderConfig
 from qwen3_tts_engine.model.kv_cache import KeysAndValues
+from qwen3_tts_engine.model.layers import load_head_norm, rotary_angles
 from qwen3_tts_engine.model.linear import INT8_MAX, round_to_int8
 
 logger = logging.getLogger(__name__)
@@ -202,14 +203,12 @@ class Avx512Stack:
 
     def _load_layer(self, weights: Weights, config: DecoderConfig) -> _Layer:
         attention, feed_forward = weights.below("self_attn."), weights.below("mlp.")
-        query_norm = attention.take("q_norm.weight").expand(config.num_attention_heads, -1)
-        key_norm = attention.take("k_norm.weight").expand(config.num_key_value_heads, -1)
         qkv = torch.cat([attention.take(f"{name}_proj.weight") for name in "qkv"])
         gate, up = (feed_forward.take(f"{name}_proj.weight") for name in ("gate", "up"))
         gate_up = torch.stack([part.unflatten(0, (-1, LANES)) for part in (gate, up)], 1).flatten(0, 2)
         return _Layer(
             attention_norm=self._keep(weights.take("input_layernorm.weight").float()),
-            head_norm=self._keep(torch.cat([query_norm, key_norm]).float()),
+            head_norm=self._keep(load_head_norm(attention, config).float()),
             feed_forward_norm=self._keep(weights.take("post_attention_layernorm.weight").float()),
             qkv=self._product(qkv, weights.int8_layers),
             out=self._product(attention.take("o_proj.weight"), weights.int8_layers),
@@ -228,7 +227,7 @@ class Avx512Stack:
 
     def _keep(self, tensor: Tensor) -> int:
         """The address of a tensor that stays."""
-        tensor = in_large_pages(tensor.contiguous())
+        tensor = _in_large_pages(tensor.contiguous())
         self._kept.append(tensor)
         return tensor.data_ptr()
 
@@ -238,7 +237,7 @@ def _in_reading_order(weight: Tensor) -> Tensor:
     return weight.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, GROUP_BYTES // weight.itemsize)).transpose(1, 2)
 
 
-def in_large_pages(tensor: Tensor) -> Tensor:
+def _in_large_pages(tensor: Tensor) -> Tensor:
     """A copy of a large tensor in pages of 2 MB, of whose addresses fewer must be looked up."""
     if tensor.nbytes < LARGE_PAGE:
         return tensor
@@ -253,8 +252,7 @@ def in_large_pages(tensor: Tensor) -> Tensor:
 
 def _turns(config: DecoderConfig, positions: int) -> Tensor:
     """Cosines, then sines, of every position's angles: float32 [positions, E]."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float()
-    angles = torch.arange(positions).float()[:, None] / (config.rope_theta ** (half / config.head_dim))
+    angles = rotary_angles(config, positions)
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 

@@ -29,6 +29,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
 
 
+def rotary_angles(config: DecoderConfig, positions: int) -> Tensor:
+    """By how much every position turns the pairs of a head's halves: float32 [positions, E/2]."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float()
+    inverse_frequency = 1.0 / (config.rope_theta ** (half / config.head_dim))
+    return torch.arange(positions).float()[:, None] * inverse_frequency
+
+
 class RotaryTable:
     """Cosines and signed sines of every position, so that a rotation is two products and a swap.
 
@@ -39,9 +46,7 @@ class RotaryTable:
     def __init__(
         self, config: DecoderConfig, positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float()
-        inverse_frequency = 1.0 / (config.rope_theta ** (half / config.head_dim))
-        angles = torch.arange(positions).float()[:, None] * inverse_frequency  # [positions, E/2]
+        angles = rotary_angles(config, positions)
         self.cos = torch.cat([angles.cos(), angles.cos()], -1).to(device, dtype)  # [positions, E]
         self.sin = torch.cat([-angles.sin(), angles.sin()], -1).to(device, dtype)
 
@@ -149,25 +154,30 @@ def attention_kernels(want_flash: bool, device: torch.device, dtype: torch.dtype
     return FLASH_ATTENTION
 
 
+def load_head_norm(weights: Weights, config: DecoderConfig) -> Tensor:
+    """[H + K, E]: the query norm for the first H heads, the key norm for the rest."""
+    query_norm = weights.take("q_norm.weight").expand(config.num_attention_heads, -1)
+    key_norm = weights.take("k_norm.weight").expand(config.num_key_value_heads, -1)
+    return torch.cat([query_norm, key_norm])
+
+
 @dataclass
 class Attention:
     """Grouped-query attention with one fused projection and RMSNorm on every query and key head."""
 
     qkv: Linear  # D -> (H + 2K)·E
     out: Linear  # H·E -> D
-    head_norm: Tensor  # [H + K, E]: the query norm for the first H heads, the key norm for the rest
+    head_norm: Tensor  # see load_head_norm
     num_heads: int
     num_kv_heads: int
     eps: float
 
     @classmethod
     def load(cls, weights: Weights, config: DecoderConfig) -> Attention:
-        query_norm = weights.take("q_norm.weight").expand(config.num_attention_heads, -1)
-        key_norm = weights.take("k_norm.weight").expand(config.num_key_value_heads, -1)
         return cls(
             qkv=Linear.load_layer(weights, "q_proj", "k_proj", "v_proj"),
             out=Linear.load_layer(weights, "o_proj"),
-            head_norm=torch.cat([query_norm, key_norm]),
+            head_norm=load_head_norm(weights, config),
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
             eps=config.rms_norm_eps,

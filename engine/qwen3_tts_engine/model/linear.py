@@ -27,7 +27,7 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._product = _packed(weight, bias) if _is_worth_packing(weight) else _plain(weight, bias)
+        self._product = packed(weight, bias) if _is_worth_packing(weight) else plain(weight, bias)
 
     @classmethod
     def load(cls, weights: Weights, *names: str) -> Linear:
@@ -92,22 +92,28 @@ def _quantized(rounded: Tensor, scales: Tensor) -> Tensor:
 
 
 def _is_worth_packing(weight: Tensor) -> bool:
+    return weight.numel() >= MIN_PACKED_ELEMENTS and can_be_packed(weight)
+
+
+def can_be_packed(weight: Tensor) -> bool:
+    """Whether oneDNN has a layout of its own for such weights, and this PyTorch a way to it."""
     return (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
-        and weight.numel() >= MIN_PACKED_ELEMENTS
         and torch.backends.mkldnn.is_available()
-        and hasattr(
-            torch.ops.mkldnn, "_reorder_linear_weight"
-        )  # inductor's own: not public, so never relied on
+        # Inductor's own: not public, so never relied on.
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
     )
 
 
-def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+def packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A product by oneDNN, with weights in its layout."""
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
     product = torch.ops.mkldnn._linear_pointwise
-    return lambda x: product(x, packed, bias, "none", [], "")
+    return lambda x: product(x, laid_out, bias, "none", [], "")
 
 
-def _plain(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def plain(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A product by whatever PyTorch takes for it, with weights as they are."""
     return lambda x: F.linear(x, weight, bias)

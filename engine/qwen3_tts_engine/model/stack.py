@@ -5,7 +5,6 @@ Shapes as in `layers`: B rows, T new positions, D hidden size, K key-value heads
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol
 
 import torch
@@ -23,8 +22,6 @@ from qwen3_tts_engine.model.layers import (
     sdpa,
     sdpa_cached,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class Stack(Protocol):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwen3_tts_engine.model.linear import Linear, _packed, _plain
+from qwen3_tts_engine.model.linear import Linear, can_be_packed, packed, plain
 
 TYPICAL_LENGTH = 1024  # positions that a convolution's layout is chosen for; other numbers use it as well
 
@@ -29,21 +29,21 @@ class SteadyLinear(Linear):
     """x [B, T, in] -> x Wᵀ + b [B, T, out]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._product = _several_rows(_packed(weight, bias)) if _has_onednn(weight) else _plain(weight, bias)
+        self._product = _several_rows(packed(weight, bias)) if can_be_packed(weight) else plain(weight, bias)
 
 
 def steady_convolution(weight: Tensor, bias: Tensor, dilation: int, groups: int) -> Convolution:
     """weight [C', C / groups, kernel], of more than one tap: oneDNN is not steady with a single one."""
-    if not _has_onednn(weight):
+    if not can_be_packed(weight):
         return lambda x: F.conv1d(x.transpose(1, 2), weight, bias, 1, 0, dilation, groups).transpose(1, 2)
     size = [1, weight.shape[1] * groups, 1, TYPICAL_LENGTH]
     placement = ([0, 0], [1, 1], [1, dilation], groups)  # padding, stride
-    packed = torch.ops.mkldnn._reorder_convolution_weight(weight.unsqueeze(2), *placement, size)
+    laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight.unsqueeze(2), *placement, size)
     convolve = torch.ops.mkldnn._convolution_pointwise
 
     def steady(x: Tensor) -> Tensor:
         image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, reach + T]
-        return convolve(image, packed, bias, *placement, "none", [], "").squeeze(2).transpose(1, 2)
+        return convolve(image, laid_out, bias, *placement, "none", [], "").squeeze(2).transpose(1, 2)
 
     return steady
 
@@ -83,13 +83,3 @@ def steady_span(window: int, head_size: int) -> int:
 def _several_rows(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A single row of more than 1024 inputs is added up otherwise than one of several."""
     return lambda x: product(x) if x.shape[:2].numel() > 1 else product(x.expand(2, -1, -1))[:1]
-
-
-def _has_onednn(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # not public: see linear.py
-        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-    )
