@@ -102,11 +102,7 @@ def stream_of(
 ) -> Iterator[queue.SimpleQueue[Any]]:
     """Where a stream's results and errors arrive; leaving the block cancels what is still to come."""
     arrivals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    client.start_stream(
-        lambda result, error: arrivals.put(error or result),
-        headers={"triton_grpc_error": "true"},
-        stream_timeout=deadline_s,
-    )
+    client.start_stream(lambda result, error: arrivals.put(error or result), stream_timeout=deadline_s)
     try:
         yield arrivals
     finally:

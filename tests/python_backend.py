@@ -93,12 +93,19 @@ class Call:
 
     @property
     def error(self) -> tuple[int, str]:
-        """The code and message of the error the request ended with."""
+        """The code of the error the request ended with, and its words."""
         self.sender.wait_until_final()
         *chunks, last = self.sender.responses
         assert last.has_error(), "the request ended well"
         assert not any(chunk.has_error() for chunk in chunks)
-        return last.error().code(), last.error().message()
+        return code_and_words(last.error())
+
+
+def code_and_words(error: Any) -> tuple[int, str]:
+    """Of an error whose message names its code, by gRPC's name, before its words."""
+    name, _, words = error.message().partition(": ")
+    assert error.code() == getattr(pb_utils.TritonError, name.replace("ARGUMENT", "ARG"))
+    return error.code(), words
 
 
 class HostedModel:

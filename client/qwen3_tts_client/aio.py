@@ -78,7 +78,7 @@ class AsyncSpeechStream(Reception):
             return
         self._client._open_streams.discard(self)
         self._mark_closed()
-        if self._is_complete:
+        if self._is_over:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._call.code(), FAREWELL_S)
         self._call.cancel()

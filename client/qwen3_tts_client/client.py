@@ -90,7 +90,7 @@ class SpeechStream(Reception):
         """What leaving the block does: cancel the rest and free the connection's share."""
         if self._call is None:
             return
-        if self._is_complete:
+        if self._is_over:
             self._reader.join(FAREWELL_S)
         self._call.cancel()
         self._reader.join()

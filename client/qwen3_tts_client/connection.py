@@ -126,8 +126,8 @@ def _credentials(
 
 
 def _metadata(api_key: str | None, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    # With this header an error ends the stream with a status code instead of travelling as mere text.
-    metadata = {"triton_grpc_error": "true"}
+    # Never `triton_grpc_error: true`: docs/decisions/0018-an-error-names-its-code.md.
+    metadata = {}
     if api_key is not None:
         metadata["triton-grpc-protocol-authorization"] = f"Bearer {api_key}"
     metadata |= {name.lower(): value for name, value in headers.items()}

@@ -12,6 +12,8 @@
 Each carries the `request_id` under which the server's log knows the request.
 """
 
+import re
+
 import grpc
 
 
@@ -64,6 +66,7 @@ _KIND_BY_MESSAGE: dict[str, type[SpeechError]] = {
     "Exceeds maximum queue size": Overloaded,
     "Request timeout expired": Overloaded,
     _NO_SUCH_MODEL: ServerUnavailable,
+    "Stream removed": ServerUnavailable,  # gRPC's UNKNOWN for a connection that broke behind a proxy
     "load failed for model": EngineFailed,
     "protocol is restricted": KeyRefused,
     "inference input": InvalidRequest,
@@ -89,10 +92,22 @@ _KIND_BY_CODE: dict[grpc.StatusCode | None, type[SpeechError]] = {
 }
 
 
+# What a model of this repository says no with begins with its code, for a stream's errors are mere text; an
+# ensemble says before it which ensemble it is.
+_CODED = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(grpc.StatusCode.__members__)}): ")
+
+
 def error_from_triton(
     code: grpc.StatusCode | None, message: str, *, url: str, request_id: str = ""
 ) -> SpeechError:
-    """Triton's refusal in this package's terms, its words kept."""
+    """Triton's refusal in this package's terms, its words kept.
+
+    Args:
+        code: the status of the call; None for an error that came as text.
+        message: with the code's name before it where one of this repository's models wrote it.
+    """
+    if named := _CODED.match(message):
+        code, message = grpc.StatusCode[named[1]], message[named.end() :]
     told = (kind for words, kind in _KIND_BY_MESSAGE.items() if words in message)
     kind = next(told, _KIND_BY_CODE.get(code, EngineFailed))
     return kind(f"{url}: {message}" if kind is ServerUnavailable else message, request_id=request_id)

@@ -65,6 +65,7 @@ class Reception:
         self._began_at_s = 0.0
         self._num_chunks = 0
         self._is_complete = False
+        self._is_over = False
         self._is_cancelled = False
         self._failure: SpeechError | None = None
 
@@ -101,6 +102,7 @@ class Reception:
             self._complete()
             return None
         if response.error_message:
+            self._is_over = True
             raise self._fail(self._triton_error(None, response.error_message))
         infer_response = response.infer_response
         samples = self._take_chunk(InferResult(infer_response)) if infer_response.outputs else None
@@ -133,7 +135,7 @@ class Reception:
             raise self._fail(
                 EngineFailed(f"the stream ended after {self._num_chunks} chunks without a finish reason")
             )
-        self._is_complete = True
+        self._is_complete = self._is_over = True
 
     def _audio(self, chunks: Sequence[Samples]) -> Audio:
         samples = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)

@@ -120,7 +120,7 @@ def test_the_death_of_a_replica_ends_its_own_streams_and_no_others(cluster):
             for seed in range(4):  # from the first one on
                 assert tts.synthesize(TEXT, seed=seed, **SHORT).num_frames == FEW_FRAMES
         assert read_metrics(other.server)[FRAMES] >= before + 4 * FEW_FRAMES
-        assert other.num_speaking() == 4
+        wait_until(lambda: other.num_speaking() == 4, "those four have left and its own speak on")
         unharmed = [speech for speech, ending in zip(speeches, endings, strict=True) if not ending.done()]
         for speech in unharmed:
             speech.cancel()

@@ -73,7 +73,7 @@ SPEAKERS = [
 
 
 class RefusalError(Exception):
-    """Ends a call with a status, as Triton does under `triton_grpc_error`."""
+    """A model's no: the status of a call for one response, and in a stream a text that names it."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -274,7 +274,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             ended.set()
         except RefusalError as refusal:
             ended.set()
-            context.abort(refusal.code, str(refusal))
+            yield error_text(f"{refusal.code.name}: {refusal}")
 
     def ModelInfer(self, request, context):  # noqa: N802
         self._check_key(context)

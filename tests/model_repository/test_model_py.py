@@ -11,7 +11,7 @@ import pytest
 
 from fakes import triton_python_backend_utils as pb_utils
 from fakes.triton_python_backend_utils import TritonError
-from python_backend import MODEL_REPOSITORY, declared_outputs, load_model_py, read_config
+from python_backend import MODEL_REPOSITORY, code_and_words, declared_outputs, load_model_py, read_config
 from qwen3_tts_engine.errors import Cancelled, EngineFailed, InvalidRequest, Overloaded
 from qwen3_tts_engine.metrics import OUTCOMES
 from qwen3_tts_engine.profile import PROFILES
@@ -486,7 +486,7 @@ def test_the_end_of_a_row_that_ended_well_says_nothing():
     ],
 )
 def test_every_error_has_a_code_and_an_outcome(error, code, counted_as):
-    assert (triton_error(error).code(), triton_error(error).message()) == (code, "x")
+    assert code_and_words(triton_error(error)) == (code, "x")
     assert outcome(error) == counted_as
 
 

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup, ModelQueuePolicy
 
 from fakes import triton_python_backend_utils as pb_utils
-from python_backend import MODEL_REPOSITORY, as_tensor, declared_outputs, load_model_py, read_config
+from python_backend import (
+    MODEL_REPOSITORY,
+    as_tensor,
+    code_and_words,
+    declared_outputs,
+    load_model_py,
+    read_config,
+)
 from qwen3_tts_engine.config import CheckpointConfig
 from qwen3_tts_engine.voice_encoder import VoiceEncoder
 
@@ -48,7 +55,7 @@ class HostedEncoder:
 
     def _read(self, response: pb_utils.InferenceResponse) -> Any:
         if response.has_error():
-            return response.error().code(), response.error().message()
+            return code_and_words(response.error())
         arrays = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         declared = declared_outputs(read_config(DIRECTORY))
         assert arrays.keys() == declared.keys()

@@ -180,6 +180,5 @@ CODES = {"ref_codes": np.zeros((1, 12, 16), np.int32), "ref_text": "Once upon a 
     ids=["none", "a name and an embedding", "a name and codes", "half of one"],
 )
 def test_a_request_has_exactly_one_voice(server: Server, inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(InferenceServerException, match=message) as refusal:
+    with pytest.raises(InferenceServerException, match=f"INVALID_ARGUMENT: {message}"):
         list(infer(server, model="qwen3_tts_base", text=TEXT, **inputs))
-    assert refusal.value.status() == "StatusCode.INVALID_ARGUMENT"

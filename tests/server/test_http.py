@@ -111,4 +111,6 @@ def test_a_bad_request_gets_400_and_says_why(server: Server, body: dict[str, Any
 def test_a_bad_request_for_a_stream_gets_400_and_says_why(server: Server) -> None:
     with posted(server, "generate_stream", {"text": "Hi.", "top_p": 1.5}) as response:
         assert response.status == 400
-        assert list(events(response)) == [{"error": "top_p is 1.5; it must be above 0 and at most 1"}]
+        assert list(events(response)) == [
+            {"error": "INVALID_ARGUMENT: top_p is 1.5; it must be above 0 and at most 1"}
+        ]

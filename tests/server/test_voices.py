@@ -215,7 +215,7 @@ def test_voices_can_be_listed_with_curl(server, voices):
     with pytest.raises(HTTPError) as refusal:
         post(server, "generate", {"operation": "delete", "name": "nobody"})
     with refusal.value as response:
-        assert json.load(response) == {"error": "there is no voice named 'nobody'"}
+        assert json.load(response) == {"error": "NOT_FOUND: there is no voice named 'nobody'"}
 
 
 def post(server: Server, route: str, body: Any) -> Any:

@@ -13,7 +13,14 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelInstanceGroup, Mod
 
 from fakes import triton_python_backend_utils as pb_utils
 from fakes.triton_python_backend_utils import TritonError
-from python_backend import MODEL_REPOSITORY, as_tensor, declared_outputs, load_model_py, read_config
+from python_backend import (
+    MODEL_REPOSITORY,
+    as_tensor,
+    code_and_words,
+    declared_outputs,
+    load_model_py,
+    read_config,
+)
 from qwen3_tts_engine.errors import ConfigError
 from qwen3_tts_engine.triton.voices import OPERATIONS, VARIABLES, VoicesConfig
 from qwen3_tts_engine.voices.mixing import resolve_voice
@@ -72,7 +79,7 @@ class HostedVoices:
         """The code and the message of the answer."""
         response = self._execute(inputs)
         assert response.has_error()
-        return response.error().code(), response.error().message()
+        return code_and_words(response.error())
 
     def _execute(self, inputs: dict[str, Any]) -> pb_utils.InferenceResponse:
         tensors = [as_tensor(name, TYPES[name], value) for name, value in inputs.items()]

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from qwen3_tts_engine.errors import EngineFailed, SpeechError
 from qwen3_tts_engine.triton.answering import Row
-from qwen3_tts_engine.triton.errors import triton_error
+from qwen3_tts_engine.triton.errors import CODES, coded, triton_error
 from qwen3_tts_engine.triton.task import infer_task
 
 logger = logging.getLogger(__name__)
@@ -23,22 +23,15 @@ VOICE = ("speaker_embedding", "ref_codes")
 OUTPUTS = ("audio", "encoded_audio", "sample_rate", "num_frames", "finish_reason")
 
 
-# An error loses its code on its way out of a call (Triton 24.10); these words, Triton's and ours, tell it.
-# Everything else that a model of this repository says no to is the request's fault.
-CODES = {
-    "Exceeds maximum queue size": "UNAVAILABLE",
-    "Request timeout expired": "UNAVAILABLE",
-    "is shutting down": "UNAVAILABLE",
-    "unknown model": "UNAVAILABLE",
-    "is not ready": "UNAVAILABLE",
-    "is not healthy": "UNAVAILABLE",
-    "there is no voice named": "NOT_FOUND",
-    "the voice store": "INTERNAL",
-    "the engine failed": "INTERNAL",
-    "the request could not be": "INTERNAL",
-    "ref_audio could not be decoded": "INTERNAL",
-    "the decoding process": "INTERNAL",
-}
+# An error loses its code on its way out of a call (Triton 24.10). A model's words name it; these are Triton's
+# own. Everything else that Triton says no to is the request's fault.
+UNAVAILABLE = (
+    "Exceeds maximum queue size",
+    "Request timeout expired",
+    "unknown model",
+    "is not ready",
+    "is not healthy",
+)
 
 
 class WholeUtterance:
@@ -79,13 +72,15 @@ class Refused(Exception):
 
     def __init__(self, error: Any) -> None:
         super().__init__(error.message())
-        self.error = pb_utils.TritonError(
-            error.message(), getattr(pb_utils.TritonError, _code(error.message()))
-        )
+        self.error = coded(*_code_and_words(error.message()))
 
 
-def _code(message: str) -> str:
-    return next((code for words, code in CODES.items() if words in message), "INVALID_ARG")
+def _code_and_words(message: str) -> tuple[str, str]:
+    code, _, words = message.partition(": ")
+    if code in CODES:
+        return code, words
+    is_unavailable = any(words in message for words in UNAVAILABLE)
+    return "UNAVAILABLE" if is_unavailable else "INVALID_ARGUMENT", message
 
 
 def _with_voice(given: dict[str, Any], trace: Any) -> dict[str, Any]:
