@@ -24,7 +24,7 @@ from qwen3_tts_engine.launcher import Server, free_ports
 from qwen3_tts_engine.repairs import Repairs, page_of
 
 # Slow: late in a full run, rates of this server's counters came back empty, not yet explained.
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = pytest.mark.triton
 
 [MODEL] = DASHBOARD["templating"]["list"]
 RATE_INTERVAL = "10m"  # whatever a slow machine takes for the traffic and the questions after it

@@ -91,7 +91,8 @@ def test_what_is_wrong_is_said(server, files, complaint):
 
 def test_what_was_refused_once_is_refused_again_in_the_same_words(server):
     file = file_of(tone(0.7))
-    assert refusal(server, file) == refusal(server, file) == "ref_audio lasts 0.7 s; 1 to 30 s are allowed"
+    told = "INVALID_ARGUMENT: ref_audio lasts 0.7 s; 1 to 30 s are allowed"
+    assert refusal(server, file) == refusal(server, file) == told
 
 
 @pytest.mark.parametrize("output", ["pcm", "duration"])
