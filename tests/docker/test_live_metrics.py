@@ -23,7 +23,6 @@ from qwen3_tts_client.metrics import Watch, Watcher
 from qwen3_tts_engine.launcher import Server, free_ports
 from qwen3_tts_engine.repairs import Repairs, page_of
 
-# Slow: late in a full run, rates of this server's counters came back empty, not yet explained.
 pytestmark = pytest.mark.triton
 
 [MODEL] = DASHBOARD["templating"]["list"]

@@ -28,7 +28,6 @@ from qwen3_tts_engine.collector import VARIABLE
 from qwen3_tts_engine.launcher import Server
 from real_server import ROOT, clean_server, on_free_ports
 
-# Slow: in a full run, spans of Triton once did not come in time, not yet explained.
 pytestmark = pytest.mark.triton
 
 GATEWAY, TRITON, ENGINE = "qwen3-tts-gateway", "qwen3-tts-triton", "qwen3-tts-engine"
