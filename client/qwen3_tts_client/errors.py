@@ -66,6 +66,8 @@ _KIND_BY_MESSAGE: dict[str, type[SpeechError]] = {
     "Exceeds maximum queue size": Overloaded,
     "Request timeout expired": Overloaded,
     _NO_SUCH_MODEL: ServerUnavailable,
+    "is not at ready state": ServerUnavailable,
+    "has stopped accepting new": ServerUnavailable,
     "Stream removed": ServerUnavailable,  # gRPC's UNKNOWN for a connection that broke behind a proxy
     "load failed for model": EngineFailed,
     "protocol is restricted": KeyRefused,

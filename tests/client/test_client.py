@@ -267,6 +267,11 @@ def test_a_refusal_keeps_its_words_and_finds_its_kind(code, message, kind):
     [
         ("Exceeds maximum queue size", Overloaded),
         ("unexpected inference input 'instruct' for model 'qwen3_tts_base'", InvalidRequest),
+        ("'qwen3_tts_base' version 1 is not at ready state", ServerUnavailable),
+        (
+            "Server is stopping, scheduler for model has stopped accepting new inference requests",
+            ServerUnavailable,
+        ),
         ("Stream removed (Data frame with END_STREAM flag received)", ServerUnavailable),
         ("anything else", EngineFailed),
         ("WHATEVER: it is no code", EngineFailed),

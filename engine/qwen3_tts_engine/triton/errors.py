@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import triton_python_backend_utils as pb_utils
 
 from qwen3_tts_engine.errors import Cancelled, EngineFailed, InvalidRequest, NotFound, Overloaded, SpeechError
@@ -14,7 +16,8 @@ TABLE = {
     Cancelled: ("CANCELLED", "cancelled"),
     EngineFailed: ("INTERNAL", "failed"),
 }
-CODES = {code for code, _ in TABLE.values()}
+# What `coded` writes; an ensemble says before it which ensemble it is.
+CODED = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(code for code, _ in TABLE.values())}): ")
 
 
 def triton_error(error: SpeechError) -> pb_utils.TritonError:

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from qwen3_tts_engine.errors import EngineFailed, SpeechError
 from qwen3_tts_engine.triton.answering import Row
-from qwen3_tts_engine.triton.errors import CODES, coded, triton_error
+from qwen3_tts_engine.triton.errors import CODED, coded, triton_error
 from qwen3_tts_engine.triton.task import infer_task
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ UNAVAILABLE = (
     "Request timeout expired",
     "unknown model",
     "is not ready",
+    "is not at ready state",
+    "has stopped accepting new",
     "is not healthy",
 )
 
@@ -76,9 +78,8 @@ class Refused(Exception):
 
 
 def _code_and_words(message: str) -> tuple[str, str]:
-    code, _, words = message.partition(": ")
-    if code in CODES:
-        return code, words
+    if named := CODED.match(message):
+        return named[1], message[named.end() :]
     is_unavailable = any(words in message for words in UNAVAILABLE)
     return "UNAVAILABLE" if is_unavailable else "INVALID_ARGUMENT", message
 
