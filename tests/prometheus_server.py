@@ -69,7 +69,8 @@ class Prometheus:
 
     def _all_seen_since(self, moment_s: float) -> bool:
         targets = self._get("targets", state="active")["activeTargets"]
-        seen = self.ask(f"timestamp(up == 1) > {moment_s}")
+        # Of `up == 1`, which is computed, timestamp() would be the time of the question.
+        seen = self.ask(f"timestamp(up) > {moment_s} and up == 1")
         return len(seen) == len(targets) > 0
 
     def _get(self, path: str, **parameters: str) -> Any:
