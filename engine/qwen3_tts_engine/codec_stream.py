@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_tts_engine.device import Fetched, Graphs, OwnStream, Step, send
-from qwen3_tts_engine.model.codec_decoder import CodecDecoder
+from qwen3_tts_engine.model.codec_decoder import CodecDecoder, parts
 from qwen3_tts_engine.model.steps import Buckets, ChunkBuffers, CodecState, codec_step
 
 Chunks = Mapping[int, list[NDArray[np.int64]]]
@@ -23,6 +23,9 @@ Chunks = Mapping[int, list[NDArray[np.int64]]]
 # On a CPU, where rows side by side save nothing once the weights are read: what these frames pass through
 # still fits its caches. A row more costs the published codec a quarter of its time.
 FRAMES_AT_ONCE = 24
+# What a CPU decodes is cut into so many frames of 1, 2, 4, … rows: oneDNN compiles code for every shape it
+# meets, which takes as long as decoding it once and some megabytes for ever (docs/memory.md).
+LENGTHS = (1, 2, 4, 8, 12, 16, 24)
 REFERENCES_KEPT = 32  # 5.2 MB each with the published codec
 
 
@@ -40,6 +43,7 @@ class CodecStream:
         self._graphs = graphs or Graphs()
         self._is_divided = device.type == "cpu" and not self._graphs.can_record
         self._batches = Buckets.of_rows(slots, few=self._graphs.can_record)
+        self._slots = slots
         self._state = CodecState(decoder, slots, device)
         self._recorded: dict[tuple[int, int], ChunkBuffers] = {}  # by batch and frames
         self._references: OrderedDict[bytes, list[Tensor]] = OrderedDict()  # least recently used first
@@ -47,24 +51,25 @@ class CodecStream:
         self._device = device
 
     @torch.inference_mode()
-    def record(self, lengths: Iterable[int]) -> None:
-        """Have the device record the decoding of chunks of these lengths, before anybody speaks."""
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Meet chunks of up to these lengths before anybody speaks: a GPU records their decoding, a CPU
+        compiles it."""
         if self._graphs.can_record:
-            sizes = product(sorted(set(lengths), reverse=True), self._batches.sizes[::-1])
-            self._recorded = {(batch, length): self._state.chunks(batch, length) for length, batch in sizes}
-            with self._stream.after_the_main_one():
-                self._graphs.record(dict(self._step(buffers) for buffers in self._recorded.values()))
+            self._record(lengths)
+        elif self._is_divided:
+            self._compile(max(lengths))
 
     def decode(self, chunks: Chunks) -> dict[int, NDArray[np.float32]]:
         """Frames [16] by slot -> samples [n · 1920] by slot; equally long chunks are decoded together."""
-        launched = self.launch(chunks)
-        return {
-            slot: row for slots, samples in launched for slot, row in zip(slots, samples.numpy(), strict=True)
-        }
+        samples: dict[int, list[NDArray[np.float32]]] = {slot: [] for slot in chunks}
+        for slots, rows in self.launch(chunks):
+            for slot, row in zip(slots, rows.numpy(), strict=True):
+                samples[slot].append(row)
+        return {slot: np.concatenate(pieces) for slot, pieces in samples.items()}
 
     @torch.inference_mode()
     def launch(self, chunks: Chunks) -> list[tuple[list[int], Fetched]]:
-        """Queue the decoding: slots, and their samples once the device has come so far."""
+        """Queue the decoding: slots and samples once the device has come so far, a slot's in their order."""
         with self._stream.after_the_main_one():
             return [self._launch_equal(together) for together in self._groups(chunks)]
 
@@ -87,6 +92,17 @@ class CodecStream:
         with self._stream.after_the_main_one():
             self._state.move(source, target)
 
+    def _record(self, lengths: Sequence[int]) -> None:
+        sizes = product(sorted(set(lengths), reverse=True), self._batches.sizes[::-1])
+        self._recorded = {(batch, length): self._state.chunks(batch, length) for length, batch in sizes}
+        with self._stream.after_the_main_one():
+            self._graphs.record(dict(self._step(buffers) for buffers in self._recorded.values()))
+
+    def _compile(self, longest: int) -> None:
+        for length in (it for it in LENGTHS if it <= longest):
+            for rows in (it for it in _row_counts(length) if it <= self._slots):
+                self._graphs.run(*self._step(self._state.chunks(rows, length)))
+
     def _past_of(self, codes: NDArray[np.int64]) -> list[Tensor]:
         """A voice that speaks again finds the state that its reference left."""
         key = hashlib.sha256(codes.tobytes()).digest()
@@ -98,12 +114,10 @@ class CodecStream:
         return self._references[key]
 
     def _groups(self, chunks: Chunks) -> Iterator[Chunks]:
-        """Chunks of one length, and on a CPU of no more frames than are decoded well at once."""
+        """Chunks of one length; on a CPU in the sizes that it is used to."""
         for length in sorted({len(frames) for frames in chunks.values()}):
-            equal = [(slot, frames) for slot, frames in chunks.items() if len(frames) == length]
-            most = max(1, FRAMES_AT_ONCE // length) if self._is_divided else len(equal)
-            for first in range(0, len(equal), most):
-                yield dict(equal[first : first + most])
+            equal = {slot: frames for slot, frames in chunks.items() if len(frames) == length}
+            yield from _divided(equal, length) if self._is_divided else [equal]
 
     def _launch_equal(self, chunks: Chunks) -> tuple[list[int], Fetched]:
         slots = list(chunks)
@@ -122,3 +136,16 @@ class CodecStream:
     def _step(self, buffers: ChunkBuffers) -> tuple[object, Step]:
         batch, length, _ = buffers.codes.shape
         return (codec_step, batch, length), partial(codec_step, self._decoder, self._state, buffers)
+
+
+def _divided(equal: Chunks, length: int) -> Iterator[Chunks]:
+    """Equally long chunks as pieces of few shapes, the frames of each row in their order."""
+    rows = list(equal.items())
+    for part in parts(length, LENGTHS):
+        for some in parts(len(rows), _row_counts(part.stop - part.start)):
+            yield {slot: frames[part] for slot, frames in rows[some]}
+
+
+def _row_counts(length: int) -> list[int]:
+    """How many rows of so many frames a CPU decodes at once: powers of two."""
+    return [2**i for i in range((FRAMES_AT_ONCE // length).bit_length())]

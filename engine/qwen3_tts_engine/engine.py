@@ -209,7 +209,7 @@ class Engine:
     def warm_up(self) -> None:
         """Speak a few frames to nobody, so that the first caller does not pay for first times."""
         self.runner.record()
-        self.codec.record(PROFILES[self.config.profile].ramp)
+        self.codec.warm_up(PROFILES[self.config.profile].ramp)
         self._rehearse(WARM_UP_FRAMES, voices=1)
         if self.device.type == "cpu":
             choose_num_threads(lambda: self._rehearse(REHEARSED_FRAMES, voices=4), self._clock)

@@ -1,6 +1,7 @@
 """Streaming equals one-shot: whatever the chunks, they join to upstream's decode of all frames at once."""
 
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from qwen3_tts_engine import codec_stream
 from qwen3_tts_engine.codec_stream import CodecStream
 from qwen3_tts_engine.model.checkpoint import Checkpoint
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
+from qwen3_tts_engine.profile import PROFILES, Profile
 from upstream_oracle import Upstream
 
 CPU = torch.device("cpu")
@@ -19,6 +20,7 @@ SLOTS = 3
 TOLERANCE = 1e-5  # the float32 noise floor of these checkpoints is 2e-6
 
 Codes = NDArray[np.int64]
+Shape = tuple[int, int]  # rows, frames
 
 
 @pytest.fixture(scope="module")
@@ -87,23 +89,62 @@ def test_slots_at_different_places_decode_together_as_if_alone(stream: CodecStre
         assert np.abs(np.concatenate(samples[slot]) - oracle.decode(codes)).max() <= TOLERANCE
 
 
-def test_more_frames_than_are_decoded_well_at_once_are_decoded_in_turn(
-    decoder: CodecDecoder, oracle: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream, whole = CodecStream(decoder, 5, CPU), CodecDecoder.decode
-    rows_at_once: list[int] = []
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[Shape]:
+    """Rows and frames of every decoding since the test began."""
+    seen: list[Shape] = []
+    whole = CodecDecoder.decode
 
     def noted(self: CodecDecoder, codes: torch.Tensor, *past: torch.Tensor) -> object:
-        rows_at_once.append(len(codes))
+        seen.append((codes.shape[0], codes.shape[1]))
         return whole(self, codes, *past)
 
     monkeypatch.setattr(CodecDecoder, "decode", noted)
-    monkeypatch.setattr(codec_stream, "FRAMES_AT_ONCE", 8)
-    spoken = {slot: frames(4, seed=slot) for slot in range(5)}
-    decoded = stream.decode({slot: list(codes) for slot, codes in spoken.items()})
-    assert rows_at_once == [2, 2, 1]
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "expected"),
+    [
+        (3, 1, [(2, 1), (1, 1)]),
+        (5, 8, [(2, 8), (2, 8), (1, 8)]),
+        (2, 11, [(2, 8), (2, 2), (2, 1)]),
+        (2, 24, [(1, 24), (1, 24)]),
+        (1, 50, [(1, 24), (1, 24), (1, 2)]),
+    ],
+)
+def test_a_cpu_decodes_in_few_shapes_and_no_more_frames_at_once_than_it_decodes_well(
+    decoder: CodecDecoder,
+    oracle: Upstream,
+    shapes: list[Shape],
+    rows: int,
+    length: int,
+    expected: list[Shape],
+) -> None:
+    spoken = {slot: frames(length, seed=slot) for slot in range(rows)}
+    decoded = CodecStream(decoder, rows, CPU).decode({slot: list(codes) for slot, codes in spoken.items()})
+    assert shapes == expected
     for slot, codes in spoken.items():
         assert np.abs(decoded[slot] - oracle.decode(codes)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_whoever_speaks_meets_no_shape_that_the_warm_up_has_not_met(
+    stream: CodecStream, shapes: list[Shape], profile: Profile
+) -> None:
+    stream.warm_up(profile.ramp)
+    met = set(shapes)
+    shapes.clear()
+    for rows, length in product(range(1, SLOTS + 1), range(1, max(profile.ramp) + 1)):
+        stream.decode({slot: list(frames(length)) for slot in range(rows)})
+    assert set(shapes) == met
+
+
+def test_a_warm_up_leaves_no_trace_in_any_slot(stream: CodecStream, oracle: Upstream) -> None:
+    stream.warm_up([1, 2, 4])
+    for slot in range(SLOTS):
+        codes = frames(5, seed=slot)
+        assert np.abs(decode(stream, slot, codes, [5]) - oracle.decode(codes)).max() <= TOLERANCE
 
 
 def test_a_slot_left_out_of_a_call_does_not_notice_it(stream: CodecStream, oracle: Upstream) -> None:

@@ -321,7 +321,7 @@ def engine_with(tiny_checkpoints: Path) -> Callable[..., Engine]:
         checkpoint = Checkpoint(tiny_checkpoints / "custom_voice")
         engine = Engine(config, checkpoint, CPU, clock=lambda: 0.0, graphs=Graphs(driver))
         engine.runner.record()
-        engine.codec.record((1, 2, 4, 8))
+        engine.codec.warm_up((1, 2, 4, 8))
         return engine
 
     return load

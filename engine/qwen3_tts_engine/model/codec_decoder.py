@@ -11,6 +11,7 @@ Shapes: B rows, N frames, T positions, C channels, always in this order. Source 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,7 @@ from qwen3_tts_engine.model.steady import (
 
 WIDE = 384  # channels from which on a convolution is a product; measured on two cores at chunks of 1 to 12
 CONVOLUTIONS_SEE = 16  # frames; measured: 11 are too few, from 12 on the result is exact
+REMEMBERED_AT_ONCE = [2**i for i in range(8)]  # frames of a reference; few shapes, as in codec_stream
 
 
 class History:
@@ -356,9 +358,14 @@ class CodecDecoder:
         Attention needs them all. Everything behind it only sees 12 frames back, so only the last ones go
         through the convolutions, which cost most.
         """
-        history = History(self.blank_past(1))
-        x = self._contextualise(codes, torch.zeros(1, dtype=torch.int64, device=codes.device), history)
-        self._synthesise(x[:, -CONVOLUTIONS_SEE:], history)
+        blank = past = self.blank_past(1)
+        context = []
+        for part in parts(codes.shape[1], REMEMBERED_AT_ONCE):
+            history = History(past)
+            start = torch.full((1,), part.start, dtype=torch.int64, device=codes.device)
+            context.append(self._contextualise(codes[:, part], start, history))
+            past = history.updated + blank[len(history.updated) :]
+        self._synthesise(torch.cat(context, 1)[:, -CONVOLUTIONS_SEE:], history)
         return history.updated
 
     def blank_past(self, rows: int) -> list[Tensor]:
@@ -386,6 +393,15 @@ class CodecDecoder:
             x = block(x, history)
         samples = self._last_conv(self._last_snake(x), history).squeeze(-1)
         return samples.to(torch.promote_types(samples.dtype, torch.float32)).clamp(-1, 1)
+
+
+def parts(whole: int, sizes: Sequence[int]) -> Iterator[slice]:
+    """Cut a whole into parts of these sizes, ascending from 1, the largest first."""
+    start = 0
+    while start < whole:
+        end = start + max(size for size in sizes if size <= whole - start)
+        yield slice(start, end)
+        start = end
 
 
 def _projected_codebooks(weights: Weights, config: CodecConfig) -> Tensor:
