@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import psutil
 
-from checkpoints import build_endless
+from checkpoints import SHAPES, build_endless
 from load import MODEL, TEXT, VOICE
 from qwen3_tts_client import AsyncSpeechClient, Overloaded
 from qwen3_tts_engine.launcher import Server
@@ -58,12 +58,12 @@ MAX_LATENESS_S = 0.02  # 99 of 100 callers; beyond that it is the callers who ca
 Calls = list[asyncio.Task[None]]
 
 METHOD = """
-A tritonserver and a gateway started for this run serve {model} with random weights of shape tiny, which never
-end an utterance by themselves: each has {frames} frames ({audio_s:g} s of audio). Capacity is what {slots}
-callers get who come back as soon as they are done, their first utterances of different lengths, so that some
-end while others begin. Then callers come at random (a Poisson process, the same in every run), whoever else
-is still being served, one of {first_every} with priority 1, the others with the default, 2; one of
-{gateway_every} through the gateway, the others by gRPC. Who is turned away does not come back: the rate is
+A tritonserver and a gateway started for this run serve {model} with random weights of shape {shape}, which
+never end an utterance by themselves: each has {frames} frames ({audio_s:g} s of audio). Capacity is what
+{slots} callers get who come back as soon as they are done, their first utterances of different lengths, so
+that some end while others begin. Then callers come at random (a Poisson process, the same in every run),
+whoever else is still being served, one of {first_every} with priority 1, the others with the default, 2; one
+of {gateway_every} through the gateway, the others by gRPC. Who is turned away does not come back: the rate is
 that of all requests, those of callers who try again after Retry-After among them. In each of {rounds} rounds,
 every other one in the opposite order, capacity and then each multiple of it take {duration_s:g} s. Goodput is
 the audio that reached callers per second after the first {ramp:.0%} of the time; that of utterances which
@@ -359,7 +359,8 @@ async def play_round(callers: Callers, number: int, options: argparse.Namespace)
 def main() -> None:
     options = parse_options()
     meter = MachineMeter()
-    checkpoints = {f"QWEN_TTS_{task.upper()}_MODEL": str(build_endless("tiny", task)) for task in TASKS}
+    built = {task: build_endless(options.shape, task) for task in TASKS}
+    checkpoints = {f"QWEN_TTS_{task.upper()}_MODEL": str(directory) for task, directory in built.items()}
     with serving(MODELS, checkpoints, log="overload.log") as server, gateway_of(server) as gateway:
         rounds = asyncio.run(play(server, gateway, options))
         provenance = Provenance.of(meter)  # while the server still runs: its time is not the others'
@@ -379,9 +380,10 @@ def write_up(rounds: Sequence[Round], options: argparse.Namespace, provenance: P
     ]
     return Report(
         title="More callers than there is capacity for",
-        name=f"{device_kind()}-overload-tiny",
+        name=f"{device_kind()}-overload-{options.shape}",
         method=METHOD.format(
             model=MODEL,
+            shape=options.shape,
             frames=options.frames,
             audio_s=options.frames * FRAME_S,
             slots=SLOTS,
@@ -471,6 +473,9 @@ def judgement(pressures: Sequence[Pressure]) -> list[str]:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python perf/overload.py", description="Measure callers beyond the capacity of the real server."
+    )
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="small", help="of the models (default: %(default)s)"
     )
     parser.add_argument("--multiples", nargs="+", type=float, default=[1.0, 2.0, 10.0])
     parser.add_argument("--rounds", type=int, default=3)
