@@ -15,7 +15,7 @@ from torch import Tensor
 from qwen3_tts_engine.config import EngineConfig
 from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.model import avx512
-from qwen3_tts_engine.model.avx512 import LAYER_PRODUCTS, Avx512Stack, library
+from qwen3_tts_engine.model.avx512 import LAYER_PRODUCTS, Avx512Snake, Avx512Stack, library
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import DecoderConfig
 from qwen3_tts_engine.model.kv_cache import KVCache
@@ -264,3 +264,45 @@ def test_an_utterance_is_the_same_alone_and_among_those_who_come_and_go(
     together = speaker.say_all(requests)
     for request, said in zip(requests, together, strict=True):
         np.testing.assert_array_equal(speaker.say(request).codes, said.codes)
+
+
+# --- the codec's Snake ------------------------------------------------------------------------------------
+
+
+def snake(x: Tensor, alpha: Tensor, inverse_beta: Tensor) -> Tensor:
+    x, alpha, inverse_beta = (it.double() for it in (x, alpha, inverse_beta))
+    return x + (alpha * x).sin().square() * inverse_beta
+
+
+@needs_avx512
+@pytest.mark.parametrize("channels", [16, 48, 1536])
+@pytest.mark.parametrize(
+    ("dtype", "relative"), [(torch.float32, 2**-20), (torch.bfloat16, 2**-8)], ids=["float32", "bfloat16"]
+)
+def test_the_snake_in_one_pass_is_the_formula_to_the_last_bits(
+    channels: int, dtype: torch.dtype, relative: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(2, 50, channels, generator=generator) * 30).to(dtype)
+    alpha, inverse_beta = ((3 * torch.rand(channels, generator=generator)).to(dtype) for _ in range(2))
+    bent = Avx512Snake(alpha, inverse_beta)(x)
+    assert bent.dtype == dtype
+    expected = snake(x, alpha, inverse_beta)
+    assert ((bent.double() - expected).abs() <= relative * expected.abs().clamp(min=1)).all()
+
+
+@needs_avx512
+def test_the_snake_takes_memory_in_any_order() -> None:
+    x, alpha, inverse_beta = torch.randn(2, 32, 7).transpose(1, 2), torch.rand(32), torch.rand(32)
+    bent = Avx512Snake(alpha, inverse_beta)(x)
+    torch.testing.assert_close(bent, snake(x, alpha, inverse_beta).float())
+
+
+@pytest.mark.parametrize("alpha", [torch.ones(24), torch.ones(32).double(), torch.ones(32, device="meta")])
+def test_a_snake_that_does_not_fit_is_left_to_pytorch(alpha: Tensor) -> None:
+    assert not Avx512Snake.can_load(alpha)
+
+
+@needs_avx512
+def test_one_that_fits_is_not() -> None:
+    assert Avx512Snake.can_load(torch.ones(32))

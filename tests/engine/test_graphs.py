@@ -7,7 +7,7 @@ What stands in for a GPU: tensors that only claim to be on one (`FakeTensorMode`
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from qwen3_tts_engine.config import EngineConfig
 from qwen3_tts_engine.device import Graphs, Rerun, Step
 from qwen3_tts_engine.engine import Engine
+from qwen3_tts_engine.model import avx512
 from qwen3_tts_engine.model.checkpoint import Checkpoint, Weights
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.model.layers import TORCH_ATTENTION
@@ -115,6 +116,14 @@ class Nothing(torch._C._acc.DeviceGuard):
 
     def type_(self) -> Any:
         return torch._C._autograd.DeviceType.PrivateUse1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pytorch_computes() -> Iterator[None]:
+    """As on a GPU: what a CPU computes in one piece, no graph can look into."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(avx512, "library", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@
 // Sums, norms, attention and the residual stream are float32. Nothing a row computes depends on other rows.
 //
 // Source of the arithmetic: modeling_qwen3_tts.py of qwen-tts 0.1.1 (Qwen3TTSTalkerDecoderLayer).
+//
+// At the end the codec's Snake, whose five operators would pass over all of a chunk five times.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -65,6 +67,16 @@ struct Cache {
 int runs_here();
 int64_t scratch_bytes(const Decoder*, int64_t rows, int64_t capacity, int64_t threads);
 void decode(const Decoder*, const Rows*, const Cache*, uint8_t* scratch, int64_t threads);
+
+// [positions, channels] of float32, or of bfloat16; channels: a multiple of 16.
+struct Snake {
+  const float* alpha;         // [channels]
+  const float* inverse_beta;  // [channels]
+  int64_t channels;
+};
+
+void snake_float32(const Snake*, const float* from, float* to, int64_t positions, int64_t threads);
+void snake_bfloat16(const Snake*, const uint16_t* from, uint16_t* to, int64_t positions, int64_t threads);
 }
 
 namespace {
@@ -75,6 +87,7 @@ constexpr int64_t kGroup = 4;          // bytes of an output's weights that lie 
 constexpr int64_t kShared = 8;         // rows that share one reading of a block; their sums fill 16 registers
 constexpr int64_t kAhead = 32 * 128;  // bytes
 constexpr int kSpins = 1000;         // some 20 microseconds
+constexpr int64_t kAlone = 1 << 14;  // elements that one thread bends before a second one has woken up
 
 // --- numbers ---------------------------------------------------------------------------------------------
 
@@ -82,6 +95,10 @@ __m512 widen(const uint16_t* x) {
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
+
+__m512 widen(const float* x) { return _mm512_loadu_ps(x); }
+
+void narrow(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
 
 void narrow(uint16_t* to, __m512 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
@@ -97,6 +114,19 @@ __m512 exponential(__m512 x) {
   for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
     sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(term));
   return _mm512_scalef_ps(sum, n);
+}
+
+// sin²(x) within 2e-7 for |x| < 10,000: of the r = x - n·pi with |r| <= pi / 2, with the Taylor polynomial.
+__m512 squared_sine(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.318309886f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(3.140625f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(9.67653589793e-4f), r);
+  const __m512 square = _mm512_mul_ps(r, r);
+  __m512 sum = _mm512_set1_ps(1.0f / 6227020800);
+  for (const float term : {-1.0f / 39916800, 1.0f / 362880, -1.0f / 5040, 1.0f / 120, -1.0f / 6, 1.0f})
+    sum = _mm512_fmadd_ps(sum, square, _mm512_set1_ps(term));
+  const __m512 sine = _mm512_mul_ps(sum, r);
+  return _mm512_mul_ps(sine, sine);
 }
 
 __m512 silu(__m512 x) {
@@ -488,6 +518,21 @@ class Pass {
   }
 };
 
+// --- the codec's Snake -----------------------------------------------------------------------------------
+
+// x + sin²(alpha · x) / beta
+template <typename Number>
+void bend(const Snake& snake, const Number* from, Number* to, int64_t positions, int64_t threads) {
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (positions * snake.channels > kAlone)
+  for (int64_t position = 0; position < positions; ++position)
+    for (int64_t channel = 0; channel < snake.channels; channel += kLanes) {
+      const int64_t i = position * snake.channels + channel;
+      const __m512 x = widen(from + i);
+      const __m512 wave = squared_sine(_mm512_mul_ps(x, _mm512_loadu_ps(snake.alpha + channel)));
+      narrow(to + i, _mm512_fmadd_ps(wave, _mm512_loadu_ps(snake.inverse_beta + channel), x));
+    }
+}
+
 }  // namespace
 
 int runs_here() {
@@ -510,4 +555,12 @@ void decode(const Decoder* decoder, const Rows* rows, const Cache* cache, uint8_
     else
       Pass<Bfloat16>(*decoder, *rows, *cache, scratch, meeting).run();
   }
+}
+
+void snake_float32(const Snake* snake, const float* from, float* to, int64_t positions, int64_t threads) {
+  bend(*snake, from, to, positions, threads);
+}
+
+void snake_bfloat16(const Snake* snake, const uint16_t* from, uint16_t* to, int64_t positions, int64_t threads) {
+  bend(*snake, from, to, positions, threads);
 }

@@ -1,4 +1,5 @@
-"""Decoder layers in one piece on x86 processors with AVX-512: avx512.cpp, and what it is handed.
+"""Decoder layers, and the codec's Snake, in one piece on x86 processors with AVX-512: avx512.cpp, and what
+it is handed.
 
 It is compiled when the package is built; without it, or on another processor, PyTorch computes instead.
 """
@@ -87,6 +88,10 @@ class _Cache(Structure):
     _fields_ = (("keys", c_void_p), ("values", c_void_p), ("capacity", c_int64))
 
 
+class _Snake(Structure):
+    _fields_ = (("alpha", c_void_p), ("inverse_beta", c_void_p), ("channels", c_int64))
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled layers, if this processor can run them.
@@ -113,6 +118,9 @@ def library() -> ctypes.CDLL | None:
         c_void_p,
         c_int64,
     )
+    for bend in (compiled.snake_float32, compiled.snake_bfloat16):
+        bend.restype = None
+        bend.argtypes = (POINTER(_Snake), c_void_p, c_void_p, c_int64, c_int64)
     return compiled if compiled.runs_here() else None
 
 
@@ -230,6 +238,38 @@ class Avx512Stack:
         tensor = _in_large_pages(tensor.contiguous())
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+class Avx512Snake:
+    """x + sin²(αx) / β in one pass: float32 or bfloat16 [..., C] -> the same; computed in float32.
+
+    Args:
+        alpha, inverse_beta: [C].
+    """
+
+    def __init__(self, alpha: Tensor, inverse_beta: Tensor) -> None:
+        compiled = library()
+        assert compiled is not None  # or `can_load` had refused
+        self._kept = tuple(it.float().contiguous() for it in (alpha, inverse_beta))
+        self._snake = _Snake(*(it.data_ptr() for it in self._kept), len(alpha))
+        self._bend = compiled.snake_float32 if alpha.dtype == torch.float32 else compiled.snake_bfloat16
+
+    @staticmethod
+    def can_load(alpha: Tensor) -> bool:
+        """Whether this type and number of channels fit, and there is a processor for them."""
+        return (
+            alpha.device.type == "cpu"
+            and alpha.dtype in (torch.float32, torch.bfloat16)
+            and len(alpha) % LANES == 0
+            and library() is not None
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        bent = torch.empty_like(x)
+        positions = x.shape[:-1].numel()
+        self._bend(byref(self._snake), x.data_ptr(), bent.data_ptr(), positions, torch.get_num_threads())
+        return bent
 
 
 def _in_reading_order(weight: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ Shapes: B rows, N frames, T positions, C channels, always in this order. Source 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwen3_tts_engine.model.avx512 import Avx512Snake
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import CodecConfig
 from qwen3_tts_engine.model.layers import FeedForward, rms_norm, rotate
@@ -124,20 +125,17 @@ class CausalUpsample:
         return self._conv(x, history).unflatten(-1, (self._stride, -1)).flatten(1, 2)
 
 
-@dataclass
-class Snake:
-    """SnakeBeta: x + sin²(αx) / β, both stored as logarithms."""
+Snake = Callable[[Tensor], Tensor]
+"""SnakeBeta, x + sin²(αx) / β: [B, T, C] -> the same."""
 
-    alpha: Tensor
-    inverse_beta: Tensor
 
-    @classmethod
-    def load(cls, weights: Weights) -> Snake:
-        alpha, beta = (weights.take(name).exp() for name in ("alpha", "beta"))
-        return cls(alpha, 1.0 / (beta + 1e-9))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.addcmul(x, (x * self.alpha).sin_().square_(), self.inverse_beta)
+def load_snake(weights: Weights) -> Snake:
+    """α and β are stored as logarithms."""
+    alpha, beta = (weights.take(name).exp() for name in ("alpha", "beta"))
+    inverse_beta = 1.0 / (beta + 1e-9)
+    if Avx512Snake.can_load(alpha):
+        return Avx512Snake(alpha, inverse_beta)
+    return lambda x: torch.addcmul(x, (x * alpha).sin_().square_(), inverse_beta)
 
 
 @dataclass
@@ -279,9 +277,9 @@ class ResidualUnit:
     @classmethod
     def load(cls, weights: Weights, dilation: int) -> ResidualUnit:
         return cls(
-            wide_snake=Snake.load(weights.below("act1.")),
+            wide_snake=load_snake(weights.below("act1.")),
             wide=CausalConv.load(weights.below("conv1."), dilation),
-            point_snake=Snake.load(weights.below("act2.")),
+            point_snake=load_snake(weights.below("act2.")),
             point=CausalConv.load(weights.below("conv2.")),
         )
 
@@ -300,7 +298,7 @@ class UpsampleBlock:
     @classmethod
     def load(cls, weights: Weights, stride: int) -> UpsampleBlock:
         return cls(
-            snake=Snake.load(weights.below("block.0.")),
+            snake=load_snake(weights.below("block.0.")),
             upsample=CausalUpsample.load(weights.below("block.1."), stride),
             units=[ResidualUnit.load(weights.below(f"block.{i}."), d) for i, d in ((2, 1), (3, 3), (4, 9))],
         )
@@ -335,7 +333,7 @@ class CodecDecoder:
             UpsampleBlock.load(weights.below(f"decoder.{i}."), rate)
             for i, rate in enumerate(config.upsample_rates, 1)
         ]
-        self._last_snake = Snake.load(weights.below(f"decoder.{last}."))
+        self._last_snake = load_snake(weights.below(f"decoder.{last}."))
         self._last_conv = CausalConv.load(weights.below(f"decoder.{last + 1}."))
 
     def decode(self, codes: Tensor, start: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
