@@ -30,7 +30,7 @@ from qwen3_tts_engine.model.prompt import PromptWriter
 from qwen3_tts_engine.model.text import TextTokenizer
 from qwen3_tts_engine.profile import PROFILES
 from qwen3_tts_engine.request import FRAMES_PER_SECOND, SAMPLE_RATE, SpeechRequest, VoicePrompt
-from qwen3_tts_engine.runner import ModelRunner
+from qwen3_tts_engine.runner import ModelRunner, resident_positions
 from qwen3_tts_engine.scheduler import Due, Move, Scheduler
 from qwen3_tts_engine.sequence import AudioSink, Chunk, Sequence, frame_cap
 
@@ -76,9 +76,9 @@ class Engine:
         decoder = CodecDecoder(codec_weights, checkpoint.codec_config)
         codec_weights.expect_taken()
         talker = checkpoint.config.talker
-        slot = SlotMemory.of(talker, dtype, decoder.blank_past(1))
-        self.slots = choose_slots(config, slot, talker, device, checkpoint.talker_bytes(dtype))
         graphs = Graphs.on(device) if graphs is None else graphs
+        slot = SlotMemory.of(talker, dtype, decoder.blank_past(1), resident_positions(graphs))
+        self.slots = choose_slots(config, slot, talker, device, checkpoint.talker_bytes(dtype))
         attention = attention_kernels(config.flash_attention, device, dtype)
         self.runner = ModelRunner(weights, checkpoint.config, self.slots, attention, graphs)
         weights.expect_taken()

@@ -35,13 +35,17 @@ class SlotMemory:
     Args:
         at_once: from the start: the codec's state, the code predictor's keys and values, the row's noise.
         per_position: for every position of the longest utterance in flight: the talker's keys and values.
+        resident: positions that are kept from the start, and beside the cache of a longer utterance.
     """
 
     at_once: int
     per_position: int
+    resident: int = 0
 
     @classmethod
-    def of(cls, talker: TalkerConfig, dtype: torch.dtype, codec_past: Iterable[Tensor]) -> SlotMemory:
+    def of(
+        cls, talker: TalkerConfig, dtype: torch.dtype, codec_past: Iterable[Tensor], resident: int = 0
+    ) -> SlotMemory:
         """codec_past: the state of one row, as `CodecDecoder.blank_past(1)` makes it."""
         predictor = talker.code_predictor_config
         groups = talker.num_code_groups
@@ -50,11 +54,14 @@ class SlotMemory:
         hidden_states = 2 * talker.hidden_size * dtype.itemsize
         spoken = talker.vocab_size * torch.bool.itemsize
         codec = sum(tensor.nbytes for tensor in codec_past)
-        return cls(keys_and_values + noise + hidden_states + spoken + codec, _position_bytes(talker, dtype))
+        at_once = keys_and_values + noise + hidden_states + spoken + codec
+        return cls(at_once, _position_bytes(talker, dtype), resident)
 
     def at(self, positions: int) -> int:
         """Bytes of a slot when the longest utterance in flight has so many positions."""
-        return self.at_once + -(-positions // BLOCK) * BLOCK * self.per_position
+        blocks = -(-positions // BLOCK) * BLOCK
+        longer = blocks if blocks > self.resident else 0
+        return self.at_once + (self.resident + longer) * self.per_position
 
 
 def choose_slots(

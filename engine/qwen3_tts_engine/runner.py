@@ -39,6 +39,11 @@ HOST = torch.device("cpu")
 RECORDED_KINDS = (FrameKind(USUAL, USUAL), FrameKind(ANY, ANY))  # the second covers whatever may be asked
 
 
+def resident_positions(graphs: Graphs) -> int:
+    """How much of every slot's cache recorded steps read: that must not move."""
+    return RECORDED_SPANS[-1] if graphs.can_record else 0
+
+
 class ModelRunner:
     """Talker and code predictor with the state of every slot: stages what a step needs and runs it.
 
@@ -58,8 +63,7 @@ class ModelRunner:
         self._batches = Buckets.of_rows(slots, few)
         self._spans = Buckets.of_positions(talker.max_position_embeddings, few)
         self._kinds = RECORDED_KINDS if few else ()
-        resident = RECORDED_SPANS[-1] if few else 0
-        self._models = LanguageModels(weights, talker, slots, attention, resident)
+        self._models = LanguageModels(weights, talker, slots, attention, resident_positions(graphs))
         self._state = SlotState(talker, slots, weights.dtype, device)
         self._noise = _Noise(self._state)
         self._graphs = graphs

@@ -23,6 +23,9 @@ disable_created_metrics()  # when each series began, which doubles their number
 REQUESTS = Counter(
     "qwen3_tts_gateway_requests", "Requests answered; status 499: the caller hung up", ["route", "status"]
 )
+KEY_REQUESTS = Counter(
+    "qwen3_tts_gateway_key_requests", "Requests answered, of callers whose key is known", ["key", "status"]
+)
 IN_FLIGHT = Gauge("qwen3_tts_gateway_requests_in_flight", "Requests being answered")
 FIRST_BYTE = Histogram(
     "qwen3_tts_gateway_first_byte_seconds",
@@ -100,7 +103,10 @@ class Answer:
         duration_s = time.perf_counter() - self._began_s
         route = getattr(self._scope.get("route"), "path", _NO_ROUTE)
         status = self._status if self._is_complete else _GONE
+        key = self._scope.get("state", {}).get("key", "")
         REQUESTS.labels(route, status).inc()
+        if key:
+            KEY_REQUESTS.labels(key, status).inc()
         DURATION.labels(route).observe(duration_s)
         SENT.labels(route).inc(self._num_bytes)
         if self._first_byte_s is not None:
@@ -111,7 +117,7 @@ class Answer:
                 "method": self._scope["method"],
                 "route": route,
                 "status": status,
-                "key": self._scope.get("state", {}).get("key", ""),
+                "key": key,
                 "duration_ms": round(duration_s * 1e3, 1),
                 "first_byte_ms": self._first_byte_s and round(self._first_byte_s * 1e3, 1),
                 "sent_bytes": self._num_bytes,

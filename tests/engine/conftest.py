@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qwen3_tts_engine.config import EngineConfig
+from qwen3_tts_engine.device import Graphs
 from qwen3_tts_engine.engine import Engine
 from speaking import Speaker
 from upstream_oracle import Upstream
@@ -34,10 +35,12 @@ def upstream(tiny_checkpoints: Path) -> Callable[[str], Upstream]:
 def load_engine(tiny_checkpoints: Path) -> Callable[..., Engine]:
     """A fresh engine, not started: tests step it by hand, and its time stands still."""
 
-    def load(name: str = "custom_voice", task: str = "", **config: object) -> Engine:
+    def load(
+        name: str = "custom_voice", task: str = "", graphs: Graphs | None = None, **config: object
+    ) -> Engine:
         settings = EngineConfig(checkpoint=name, device="cpu", **config)  # type: ignore[arg-type]
         task = task or name.removesuffix("_0b6")
-        return Engine.load(settings, task, tiny_checkpoints, clock=lambda: 0.0)
+        return Engine.load(settings, task, tiny_checkpoints, clock=lambda: 0.0, graphs=graphs)
 
     return load
 

@@ -12,6 +12,7 @@ import torch
 
 from qwen3_tts_engine import memory
 from qwen3_tts_engine.config import EngineConfig
+from qwen3_tts_engine.device import Graphs, Rerun
 from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.errors import ConfigError
 from qwen3_tts_engine.memory import (
@@ -26,7 +27,9 @@ from qwen3_tts_engine.memory import (
 )
 from qwen3_tts_engine.model.config import PredictorConfig, TalkerConfig
 from qwen3_tts_engine.model.kv_cache import BLOCK
+from qwen3_tts_engine.model.steps import RECORDED_SPANS
 from qwen3_tts_engine.request import SpeechRequest
+from qwen3_tts_engine.runner import resident_positions
 from real_server import ROOT
 from speaking import Speaker
 
@@ -80,6 +83,26 @@ def published(hidden_size: int) -> TalkerConfig:
         num_code_groups=16,
         code_predictor_config=PredictorConfig(),
     )
+
+
+@pytest.mark.parametrize("positions", [1, 2 * BLOCK, RECORDED_SPANS[-1], RECORDED_SPANS[-1] + 1])
+def test_a_slot_whose_steps_are_recorded_takes_what_the_formula_says(
+    load_engine: Callable[..., Engine], positions: int
+) -> None:
+    taken = {}
+    for slots in (1, 3):
+        before = tensor_bytes()
+        engine = load_engine(slots=slots, graphs=Graphs(Rerun()))
+        engine.runner.cache.fit(positions)
+        taken[slots] = tensor_bytes() - before
+        slot = SlotMemory.of(
+            engine.speech_config.talker,
+            torch.float32,
+            engine.codec._decoder.blank_past(1),
+            resident_positions(Graphs(Rerun())),
+        )
+        del engine
+    assert (taken[3] - taken[1]) / 2 == pytest.approx(slot.at(positions), rel=0.02)
 
 
 WORKED = {"0.6B": published(1024), "1.7B": published(2048)}

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.triton_server import (
     Call,
@@ -404,6 +405,22 @@ def test_a_key_that_has_used_up_its_share_hears_when_to_come_again(
     assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
     assert code_of(answers[-1]) in ("rate_limit_exceeded", "")
     assert http.post(path, json=body, headers=bearer(keys["app"])).status_code == 200
+
+
+def test_requests_are_counted_by_the_name_of_their_key_and_unknown_keys_for_nobody(
+    http: httpx.Client, fake_triton: FakeTriton, key_file: KeyFile
+) -> None:
+    def counted() -> dict[tuple[str, str], float]:
+        families = text_string_to_metric_families(http.get("/metrics").text)
+        [requests] = (family for family in families if family.name == "qwen3_tts_gateway_key_requests")
+        return {(sample.labels["key"], sample.labels["status"]): sample.value for sample in requests.samples}
+
+    before = counted()
+    secret = key_file.create(KeyTerms(name="counted", scopes=("synth",), requests_per_minute=2), NOW)
+    for _ in range(3):
+        http.post(SPEECH, json=RYAN, headers=bearer(secret))
+    http.post(SPEECH, json=RYAN, headers=bearer("made-up"))
+    assert counted() == before | {("counted", "200"): 2, ("counted", "429"): 1}
 
 
 @SPEAKING

@@ -279,6 +279,7 @@ def test_the_numbers_are_these(http: httpx.Client) -> None:
     families = samples(http)
     assert {name: set(samples[0].labels) - {"le"} for name, samples in families.items()} == {
         "qwen3_tts_gateway_requests": {"route", "status"},
+        "qwen3_tts_gateway_key_requests": {"key", "status"},
         "qwen3_tts_gateway_requests_in_flight": set(),
         "qwen3_tts_gateway_first_byte_seconds": {"route"},
         "qwen3_tts_gateway_request_seconds": {"route"},
