@@ -7,7 +7,7 @@ import json
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.triton
 GATEWAY, TRITON, ENGINE = "qwen3-tts-gateway", "qwen3-tts-triton", "qwen3-tts-engine"
 CALLER = "b7ad6b7169203331"  # a span of theirs
 SOON = "OTEL_BSP_SCHEDULE_DELAY", "100"  # ms; spans wait 5 s for others otherwise
+TRIES, COMES_WITHIN_S = 5, 10.0
 WORDS = "The password is swordfish."
 REQUEST, UTTERANCE = (TRITON, "InferRequest"), (ENGINE, "speak")
 ASKED = (GATEWAY, "POST /v1/audio/speech")
@@ -56,6 +57,7 @@ class Collector:
     def __init__(self, url: str) -> None:
         self.url = url
         self.bodies = b""
+        self.asked: set[str] = set()  # traces that somebody began
         self._spans: list[Span] = []
         self._arrival = threading.Condition()
 
@@ -71,12 +73,19 @@ class Collector:
             self._spans += _in_json(body) if is_json else _in_protobuf(body)
             self._arrival.notify_all()
 
-    def wait_for(self, trace: str, *wanted: tuple[str, str]) -> list[Span]:
-        """The spans of a trace that are called so, (service, name), in that order."""
-        with self._arrival:
-            came = self._arrival.wait_for(lambda: {*wanted} <= self._of(trace).keys(), PATIENCE_S)
-            assert came, f"of {wanted} only these came: {[*self._of(trace)]}"
-            return [self._of(trace)[name] for name in wanted]
+    def follow(self, ask: Callable[[str], None], *wanted: tuple[str, str]) -> list[Span]:
+        """Ask in a new trace, and wait for its spans that are called so, (service, name), in that order.
+
+        tritonserver 2.51 overlooks the `traceparent` of 2 or 3 streams of 100: then another is asked for.
+        """
+        for _ in range(TRIES):
+            trace = secrets.token_hex(16)
+            ask(trace)
+            self.asked.add(trace)
+            with self._arrival:
+                if self._arrival.wait_for(lambda: {*wanted} <= self._of(trace).keys(), COMES_WITHIN_S):  # noqa: B023
+                    return [self._of(trace)[name] for name in wanted]
+        raise AssertionError(f"of {wanted} only these came: {[*self._of(trace)]}")
 
     def _of(self, trace: str) -> dict[tuple[str, str], Span]:
         return {(span.service, span.name): span for span in self._spans if span.trace == trace}
@@ -156,12 +165,6 @@ def traced(
 
 
 @pytest.fixture
-def trace() -> str:
-    """A trace of its own for each test."""
-    return secrets.token_hex(16)
-
-
-@pytest.fixture
 def gateway_url(traced: Server, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv(*SOON)
     ours = settings(triton_grpc_port=traced.grpc_port, otel_exporter_otlp_endpoint=collector.url)
@@ -204,57 +207,54 @@ def ask_gateway(url: str, headers: dict[str, str]) -> None:
     assert answer.status_code == 200
 
 
-def test_a_callers_trace_goes_through_triton_to_the_engine(
-    traced: Server, collector: Collector, trace: str
-) -> None:
-    ask_triton(traced, traceparent(trace))
-    request, model, utterance = collector.wait_for(trace, REQUEST, (TRITON, MODEL), UTTERANCE)
+def test_a_callers_trace_goes_through_triton_to_the_engine(traced: Server, collector: Collector) -> None:
+    request, model, utterance = collector.follow(
+        lambda trace: ask_triton(traced, traceparent(trace)), REQUEST, (TRITON, MODEL), UTTERANCE
+    )
     assert [request.parent, model.parent, utterance.parent] == [CALLER, request.id, model.id]
     assert utterance.attributes["qwen3_tts.model"] == MODEL
     assert utterance.attributes["qwen3_tts.frames"] == 5
     assert utterance.attributes["qwen3_tts.finish_reason"] == "length"
 
 
-def test_through_the_gateway_it_is_one_trace_too(gateway_url: str, collector: Collector, trace: str) -> None:
-    ask_gateway(gateway_url, traceparent(trace))
-    asked, request, model, utterance = collector.wait_for(trace, ASKED, REQUEST, (TRITON, MODEL), UTTERANCE)
+def test_through_the_gateway_it_is_one_trace_too(gateway_url: str, collector: Collector) -> None:
+    asked, request, model, utterance = collector.follow(
+        lambda trace: ask_gateway(gateway_url, traceparent(trace)), ASKED, REQUEST, (TRITON, MODEL), UTTERANCE
+    )
     parents = [asked.parent, request.parent, model.parent, utterance.parent]
     assert parents == [CALLER, asked.id, request.id, model.id]
 
 
-def test_a_model_that_asks_another_is_in_it_too(traced: Server, collector: Collector, trace: str) -> None:
+def test_a_model_that_asks_another_is_in_it_too(traced: Server, collector: Collector) -> None:
     values = {"text": ("BYTES", WORDS), "max_frames": ("INT32", 5)}
     inputs = [
         {"name": name, "datatype": kind, "shape": [1, 1], "data": [value]}
         for name, (kind, value) in values.items()
     ]
     url = f"http://127.0.0.1:{traced.http_port}/v2/models/qwen3_tts/infer"
-    answer = httpx.post(url, json={"inputs": inputs}, headers=traceparent(trace), timeout=PATIENCE_S)
-    assert answer.status_code == 200
-    whole, model, utterance = collector.wait_for(trace, (TRITON, "qwen3_tts"), (TRITON, MODEL), UTTERANCE)
+
+    def ask(trace: str) -> None:
+        answer = httpx.post(url, json={"inputs": inputs}, headers=traceparent(trace), timeout=PATIENCE_S)
+        assert answer.status_code == 200
+
+    whole, model, utterance = collector.follow(ask, (TRITON, "qwen3_tts"), (TRITON, MODEL), UTTERANCE)
     assert [model.parent, utterance.parent] == [whole.id, model.id]
 
 
-def test_who_brings_no_trace_gets_none(traced: Server, collector: Collector, trace: str) -> None:
-    before = collector.traces
+def test_who_brings_no_trace_gets_none(traced: Server, collector: Collector) -> None:
     ask_triton(traced, {})
-    ask_triton(traced, traceparent(trace))  # what ends first is sent first
-    collector.wait_for(trace, REQUEST, UTTERANCE)
-    assert collector.traces == before | {trace}
+    # What ends first is sent first.
+    collector.follow(lambda trace: ask_triton(traced, traceparent(trace)), REQUEST, UTTERANCE)
+    assert collector.traces <= collector.asked
 
 
-def test_what_nobody_is_to_record_is_not_recorded(gateway_url: str, collector: Collector, trace: str) -> None:
-    before = collector.traces
+def test_what_nobody_is_to_record_is_not_recorded(gateway_url: str, collector: Collector) -> None:
     ask_gateway(gateway_url, traceparent(secrets.token_hex(16), is_recorded=False))
-    ask_gateway(gateway_url, traceparent(trace))
-    collector.wait_for(trace, ASKED, REQUEST, UTTERANCE)
-    assert collector.traces == before | {trace}
+    collector.follow(lambda trace: ask_gateway(gateway_url, traceparent(trace)), ASKED, REQUEST, UTTERANCE)
+    assert collector.traces <= collector.asked
 
 
-def test_what_is_said_is_in_no_span(
-    traced: Server, gateway_url: str, collector: Collector, trace: str
-) -> None:
-    ask_gateway(gateway_url, traceparent(trace))
-    collector.wait_for(trace, ASKED, REQUEST, UTTERANCE)
+def test_what_is_said_is_in_no_span(traced: Server, gateway_url: str, collector: Collector) -> None:
+    collector.follow(lambda trace: ask_gateway(gateway_url, traceparent(trace)), ASKED, REQUEST, UTTERANCE)
     assert b"swordfish" not in collector.bodies
     assert "swordfish" not in traced.log_path.read_text()
