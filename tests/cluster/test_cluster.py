@@ -252,7 +252,7 @@ def test_a_rolling_restart_under_load_fails_no_request(cluster):
             is_spoken = threading.Event()
             long = ears.submit(say_something_long, replica, is_spoken)
             assert is_spoken.wait(PATIENCE_S)
-            cluster.restart(replica)
+            cluster.restart(replica, num_direct=1)
             assert long.result(PATIENCE_S) == LONG_FRAMES
         answered = load.answered()
     assert all(answered), answered
