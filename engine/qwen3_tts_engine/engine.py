@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 SILENCE = np.zeros(0, np.float32)
 GONE_POLL_S = 0.01  # how often somebody waiting at the door is asked whether they are still there
 IDLE_S = 1.0  # without anybody to speak for, after which the system may have back what speaking took
-WARM_UP_FRAMES = 16  # enough to meet the first chunk lengths
+WARM_UP_FRAMES = 16
 REHEARSED_FRAMES = 4
 REHEARSALS = 3
 
@@ -208,11 +208,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Speak a few frames to nobody, so that the first caller does not pay for first times."""
+        if self.device.type == "cpu":  # before anything is compiled, which is for a number of threads
+            choose_num_threads(lambda: self._rehearse(REHEARSED_FRAMES, voices=4), self._clock)
         self.runner.record()
         self.codec.warm_up(PROFILES[self.config.profile].ramp)
         self._rehearse(WARM_UP_FRAMES, voices=1)
-        if self.device.type == "cpu":
-            choose_num_threads(lambda: self._rehearse(REHEARSED_FRAMES, voices=4), self._clock)
 
     @property
     def num_inside(self) -> int:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from qwen3_tts_engine import engine as engine_module
 from qwen3_tts_engine.codec_stream import CodecStream
+from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.model.checkpoint import Checkpoint
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.profile import PROFILES, Profile
@@ -138,6 +140,18 @@ def test_whoever_speaks_meets_no_shape_that_the_warm_up_has_not_met(
     for rows, length in product(range(1, SLOTS + 1), range(1, max(profile.ramp) + 1)):
         stream.decode({slot: list(frames(length)) for slot in range(rows)})
     assert set(shapes) == met
+
+
+def test_a_model_that_loads_meets_its_shapes_with_the_threads_it_will_use(
+    load_engine: Callable[..., Engine], shapes: list[Shape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met_before: list[Shape] = []
+    monkeypatch.setattr(engine_module, "choose_num_threads", lambda *_: met_before.extend(shapes))
+    engine = load_engine(slots=SLOTS)
+    shapes.clear()
+    engine.warm_up()
+    assert met_before == []
+    assert {(1, 1), (2, 1), (1, 12), (2, 12)} <= set(shapes)
 
 
 def test_a_warm_up_leaves_no_trace_in_any_slot(stream: CodecStream, oracle: Upstream) -> None:

@@ -53,8 +53,9 @@ def tensor_bytes() -> int:
     )
 
 
-def bytes_of(engine: Engine) -> SlotMemory:
-    return SlotMemory.of(engine.speech_config.talker, torch.float32, engine.codec._decoder.blank_past(1))
+def bytes_of(engine: Engine, resident: int = 0) -> SlotMemory:
+    codec_past = engine.codec._decoder.blank_past(1)
+    return SlotMemory.of(engine.speech_config.talker, torch.float32, codec_past, resident)
 
 
 # --- the formula ------------------------------------------------------------------------------------------
@@ -95,14 +96,9 @@ def test_a_slot_whose_steps_are_recorded_takes_what_the_formula_says(
         engine = load_engine(slots=slots, graphs=Graphs(Rerun()))
         engine.runner.cache.fit(positions)
         taken[slots] = tensor_bytes() - before
-        slot = SlotMemory.of(
-            engine.speech_config.talker,
-            torch.float32,
-            engine.codec._decoder.blank_past(1),
-            resident_positions(Graphs(Rerun())),
-        )
+        formula = bytes_of(engine, resident_positions(Graphs(Rerun()))).at(positions)
         del engine
-    assert (taken[3] - taken[1]) / 2 == pytest.approx(slot.at(positions), rel=0.02)
+    assert (taken[3] - taken[1]) / 2 == pytest.approx(formula, rel=0.02)
 
 
 WORKED = {"0.6B": published(1024), "1.7B": published(2048)}
