@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,11 +119,11 @@ class Speeds:
     operations_per_s: Mapping[str, float]  # by dtype
 
     @classmethod
-    def measure(cls, memory: torch.Tensor) -> Speeds:
+    def measure(cls, memory: torch.Tensor, dtypes: Iterable[str]) -> Speeds:
         read_s = min(seconds(lambda: memory.sum()) for _ in range(3))
         operations = 2 * PRODUCT_SIZE**3
         per_s = {}
-        for dtype in ("float32", "bfloat16"):
+        for dtype in dtypes:
             matrix = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=getattr(torch, dtype))
             per_s[dtype] = operations / min(seconds(lambda m=matrix: m @ m) for _ in range(5))
         return cls(memory.nbytes / read_s, per_s)
@@ -226,7 +226,7 @@ def main() -> None:
         engine.speak(requests_of(Setting(batch), 3))
     for i in range(options.rounds):
         progress(f"round {i + 1} of {options.rounds}")
-        speeds.append(Speeds.measure(memory))
+        speeds.append(Speeds.measure(memory, dict.fromkeys(("float32", options.dtype))))
         for batch in BATCHES:
             spoken[batch].append(engine.speak(requests_of(Setting(batch), FRAMES[options.shape])))
     weights = "int8" if options.int8 else options.dtype

@@ -14,7 +14,7 @@ from gateway_server import GatewayProcess
 from haproxy_server import Balancer
 from metrics_page import ACTIVE, QUEUED, WAITING, read_metrics
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import Server, free_ports
+from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms
 from real_server import ROOT, clean_server, on_free_ports, wait_until
 from redis_server import running_redis
@@ -39,6 +39,7 @@ class Replica:
             preload_models=False,
             extra_args=tuple(f"--load-model={model}" for model in MODELS),
             log_path=directory / f"{name}.log",
+            exit_timeout_s=LaunchConfig().exit_timeout_s,  # a busy machine speaks slowly
         )
         self._running = ExitStack()
         self._server: Server | None = None

@@ -99,12 +99,17 @@ def can_be_packed(weight: Tensor) -> bool:
     """Whether oneDNN has a layout of its own for such weights, and this PyTorch a way to it."""
     return (
         weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and onednn_has_bfloat16()))
         # Inductor's own: not public, so never relied on.
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
     )
+
+
+def onednn_has_bfloat16() -> bool:
+    """oneDNN lays out no bfloat16 on an x86 processor without AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
