@@ -30,34 +30,51 @@ PATIENCE_S = 90
 logger = logging.getLogger(__name__)
 MOST_SPARE_FILES = 12  # connections that are kept open for the next request
 
-# What a file of the test's makes happen in the model's process, at its next step.
+# What files of the test's make happen in the model's process, at its next step.
 BREAKABLE = """
+from contextlib import suppress
 from pathlib import Path
 
 Whole = TritonPythonModel
+MB = 1 << 20
+SPARED_MB = 8  # what a step of short utterances may need
 
 
 class TritonPythonModel(Whole):
     def initialize(self, args):
         super().initialize(args)
-        fault, whole_step = Path({fault!r}), self.engine.step
+        faults, whole_step = Path({faults!r}), self.engine.step
+
+        def asked(fault):
+            if there_is := (faults / fault).exists():
+                (faults / fault).unlink()
+            return there_is
 
         def step():
-            if fault.exists():
-                fault.unlink()
+            if asked("step_raises"):
                 raise RuntimeError("no plankton left")
+            if asked("memory_leaks"):
+                self.leaked = all_memory()
             whole_step()
 
         self.engine.step = step
+
+
+def all_memory():
+    pieces = []
+    with suppress(MemoryError):
+        while True:
+            pieces.append(bytearray(MB))
+    return pieces[:-SPARED_MB]
 """
 
 
 class Service:
     """The whole system with a saved voice, and callers on both ways in."""
 
-    def __init__(self, system: System, fault: Path) -> None:
+    def __init__(self, system: System, faults: Path) -> None:
         self.system = system
-        self.next_step_raises = fault
+        self._faults = faults
         with self.client() as tts:
             tts.voices.save("grandpa", GRANDPA)
             self._grandpa = tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples
@@ -65,6 +82,11 @@ class Service:
 
     def client(self) -> SpeechClient:
         return SpeechClient(f"127.0.0.1:{self.system.config.grpc_port}", timeout_s=10, api_key=TRITON_API_KEY)
+
+    def break_next_step(self, fault: str) -> None:
+        """Return once the model's process has come to it: see `BREAKABLE`."""
+        (self._faults / fault).touch()
+        wait_until(lambda: not (self._faults / fault).exists(), fault)
 
     @property
     def footprint(self) -> Footprint:

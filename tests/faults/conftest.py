@@ -19,8 +19,9 @@ def running_service(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("service")
     for model in MODELS:
         shutil.copytree(ROOT / "model_repository" / model, directory / "models" / model)
-    model_py, fault = directory / "models" / SPEAKING / "1" / "model.py", directory / "fault"
-    model_py.write_text(f"{model_py.read_text()}\n{BREAKABLE.format(fault=str(fault))}")
+    model_py, faults = directory / "models" / SPEAKING / "1" / "model.py", directory / "faults"
+    faults.mkdir()
+    model_py.write_text(f"{model_py.read_text()}\n{BREAKABLE.format(faults=str(faults))}")
     environment = {
         "QWEN_TTS_CUSTOM_VOICE_MODEL": str(tiny_checkpoints / "custom_voice"),
         "QWEN_TTS_BASE_MODEL": str(tiny_checkpoints / "base"),
@@ -30,7 +31,7 @@ def running_service(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFac
     with System(directory / "models", directory, **environment) as system:
         reader = threading.Thread(target=system.rest)  # or what it says would fill the pipe
         reader.start()
-        yield (service := Service(system, fault))
+        yield (service := Service(system, faults))
         last, gateway = service.footprint, system.child("qwen3_tts_gateway")
         system.process.terminate()
         assert system.process.wait(PATIENCE_S) == 0

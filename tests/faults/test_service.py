@@ -51,8 +51,7 @@ def test_a_model_process_that_is_stopped(service: Service) -> None:
 
 def test_a_step_that_raises_costs_those_who_were_in_it_and_nobody_else(service: Service) -> None:
     with service.under_load(WAIT_S, BACK_S) as callers:
-        service.next_step_raises.touch()
-        wait_until(lambda: not service.next_step_raises.exists(), "a step raises")
+        service.break_next_step("step_raises")
     assert 1 <= len(callers.errors()) <= 4
 
 
@@ -63,6 +62,7 @@ def test_a_model_process_that_gets_no_more_memory(service: Service) -> None:
     long = through_triton(service.system.config.grpc_port, num_frames=1500)  # wants a larger cache
     with service.under_load(WAIT_S, BACK_S):
         stub.rlimit(psutil.RLIMIT_AS, (stub.memory_info().vms, resource.RLIM_INFINITY))
+        service.break_next_step("memory_leaks")
         assert long()
     # A process that was refused memory once may fail the like of it for ever. Seen to fail often, it is
     # replaced as soon as it speaks to nobody.
