@@ -14,11 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_tts_client import KeyRefused
-from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, Reply, reply_to
+from qwen3_tts_gateway.errors import KNOWN_ERRORS, Reply, invalid_input, reply_to
 
 log = logging.getLogger(__name__)
 
 _UNEXPECTED = Reply(500, "server_error", "internal_error")
+_MOST_PROBLEMS = 20  # told of one body
 _CODES = {404: "not_found", 405: "method_not_allowed"}  # of what the framework refuses
 
 
@@ -97,14 +98,12 @@ async def _answer_known(request: Request, error: Exception) -> Response:
 async def _answer_invalid(request: Request, error: Exception) -> Response:
     """What FastAPI finds wrong with a body; the original API answers 422 with FastAPI's own list."""
     assert isinstance(error, RequestValidationError)
-    problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
-    if not _is_openai(request):
-        return JSONResponse({"detail": jsonable_encoder(problems)}, 422)
-    first = problems[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body")
-    return await _answer_known(
-        request, InvalidInput(f"{param or 'body'}: {first['msg']}", param=param or None)
-    )
+    problems = error.errors()[:_MOST_PROBLEMS]
+    if _is_openai(request):
+        where, *location = problems[0]["loc"]  # of the body, the query or the path
+        return await _answer_known(request, invalid_input(problems[0], location, str(where)))
+    told = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in problems]
+    return JSONResponse({"detail": jsonable_encoder(told)}, 422)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

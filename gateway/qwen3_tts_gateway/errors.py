@@ -14,7 +14,9 @@ The rest are the client's own (`qwen3_tts_client.SpeechError`): one table below 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qwen3_tts_client import (
     Cancelled,
@@ -42,6 +44,13 @@ class GatewayError(Exception):
 
 class InvalidInput(GatewayError):
     """The request can never be served as it stands; the message says what is allowed."""
+
+
+def invalid_input(problem: Mapping[str, Any], location: Sequence[int | str], whole: str) -> InvalidInput:
+    """What pydantic has to say, of the field at this location; where there is none, of the whole."""
+    param = ".".join(map(str, location)) or None
+    told = str(problem["msg"]).removeprefix("Value error, ")
+    return InvalidInput(f"{param or whole}: {told}", param=param)
 
 
 class Unauthorized(GatewayError):

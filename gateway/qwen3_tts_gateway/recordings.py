@@ -22,9 +22,10 @@ MOST_BYTES = 10 << 20
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 Embedding = Annotated[
-    list[Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX, allow_inf_nan=False)]], Field(min_length=1)
+    list[Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX, allow_inf_nan=False)]],
+    Field(min_length=1, max_length=8192, fail_fast=True),
 ]
-"""What float32 can hold of a speaker embedding; its length is the checkpoint's to judge."""
+"""What float32 can hold of a speaker embedding; which length is right, the checkpoint knows."""
 
 
 def embedded_voice(embedding: Embedding) -> VoicePrompt:

@@ -44,6 +44,10 @@ OPENAI_VOICES = {
 }
 
 
+MOST_BATCH_ITEMS = 1024
+"""However many an operator allows: a longer list is refused unread."""
+
+
 class SettingsError(Exception):
     """A setting asks for what cannot be; the message names it."""
 
@@ -86,7 +90,7 @@ class Settings(BaseSettings):
     limits_store: str | None = Field(None, description="redis://… where several gateways share the limits")
 
     max_characters: int = Field(4096, gt=0, description="longest text of a request")
-    max_batch_items: int = Field(32, gt=0, description="texts of a batch")
+    max_batch_items: int = Field(32, gt=0, le=MOST_BATCH_ITEMS, description="texts of a batch")
     openai_voices: Annotated[dict[str, str], NoDecode, BeforeValidator(_read)] = Field(
         OPENAI_VOICES, description="OpenAI's voice names: JSON, name to speaker or saved voice"
     )

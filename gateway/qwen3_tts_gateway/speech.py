@@ -27,6 +27,7 @@ from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.loading import ModelKeeper
 from qwen3_tts_gateway.naming import VoiceNames, stored_name
 from qwen3_tts_gateway.observing import request_id
+from qwen3_tts_gateway.settings import Settings
 from qwen3_tts_gateway.sound import Sound, encode_whole, open_encoder
 
 T = TypeVar("T")
@@ -196,6 +197,13 @@ async def together(work: Sequence[Coroutine[Any, Any, T]], most_at_once: int) ->
         for one in work:  # those whose turn never came
             one.close()
         raise
+
+
+def check_batch(items: Sequence[Any], settings: Settings, *, param: str) -> None:
+    """Raises InvalidInput: there are more than one request may ask for."""
+    most = settings.max_batch_items
+    if len(items) > most:
+        raise InvalidInput(f"{param} has {len(items)} items; at most {most} are taken", param=param)
 
 
 def checked_text(text: str, most_characters: int, *, param: str) -> str:

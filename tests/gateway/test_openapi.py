@@ -274,6 +274,28 @@ def test_a_form_that_is_too_large_is_refused(gateway: GatewayServer) -> None:
     assert (status, answer["error"]["code"]) == (413, "too_large")
 
 
+LONG_LISTS = [
+    ("/v1/audio/speech/batch", "items"),
+    *(("/api/v1/custom-voice/batch", name) for name in ("texts", "languages", "speakers", "instructs")),
+    *(("/api/v1/voice-design/batch", name) for name in ("texts", "languages", "instructs")),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), [*LONG_LISTS, ("/v1/audio/speech", "speaker_embedding")])
+def test_a_list_without_end_is_refused_unread(http: httpx.Client, path: str, field: str) -> None:
+    """Each of its items is wrong in a way of its own, and nobody wants to be told of all of them."""
+    response = post(http, path, json.dumps({**GOOD.get(path, {}), field: [0] * (1 << 18)}))
+    assert response.status_code in (400, 422)
+    assert "at most" in str(message_of(response))
+    assert len(response.content) < 2048
+
+
+@pytest.mark.parametrize("path", ["/api/v1/custom-voice/batch", "/api/v1/voice-design/batch"])
+def test_no_more_is_told_of_a_body_than_somebody_would_read(http: httpx.Client, path: str) -> None:
+    response = post(http, path, json.dumps({**GOOD[path], "texts": [0] * 1024}))
+    assert (response.status_code, len(message_of(response))) == (422, 20)
+
+
 # --- what the document says ---------------------------------------------------------------------------------
 
 

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qwen3_tts_gateway.answering import error_object
 from qwen3_tts_gateway.caller import Gate, Synth
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS
-from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput
+from qwen3_tts_gateway.errors import KNOWN_ERRORS, invalid_input
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
+from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import base64_text
+from qwen3_tts_gateway.speech import check_batch
 
 router = APIRouter(prefix="/v1/audio", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -27,15 +29,13 @@ class BatchBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    items: list[dict[str, Any]] = Field(min_length=1)
+    items: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_BATCH_ITEMS)
 
 
 @router.post("/speech/batch")
 async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> dict[str, Any]:
     """Speak several texts; the audio comes as base64, an item that fails says why."""
-    most = gate.settings.max_batch_items
-    if len(body.items) > most:
-        raise InvalidInput(f"items has {len(body.items)} entries; at most {most} are taken", param="items")
+    check_batch(body.items, gate.settings, param="items")
     defaults = body.model_extra or {}
     speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(body.items)]
     results = await gate.narrator.together(speaking, key)
@@ -59,8 +59,7 @@ async def _item(index: int, fields: dict[str, Any], gate: Gateway, key: Key) -> 
     try:
         return {"index": index, "status": "success", **await _spoken(fields, gate, key)}
     except (*KNOWN_ERRORS, ValidationError) as error:
-        known = _invalid(error) if isinstance(error, ValidationError) else error
-        return {"index": index, "status": "error", "error": error_object(known)}
+        return {"index": index, "status": "error", "error": error_object(_known(error))}
 
 
 async def _spoken(fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, Any]:
@@ -73,7 +72,8 @@ async def _spoken(fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, 
     }
 
 
-def _invalid(error: ValidationError) -> InvalidInput:
-    first = error.errors()[0]
-    param = ".".join(map(str, first["loc"])) or None
-    return InvalidInput(f"{param or 'item'}: {first['msg']}", param=param)
+def _known(error: Exception) -> Exception:
+    if not isinstance(error, ValidationError):
+        return error
+    problem = error.errors()[0]
+    return invalid_input(problem, problem["loc"], whole="item")

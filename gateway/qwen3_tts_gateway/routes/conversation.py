@@ -34,6 +34,7 @@ from qwen3_tts_gateway.errors import (
     InvalidInput,
     ShuttingDown,
     TooLarge,
+    invalid_input,
     reply_to,
 )
 from qwen3_tts_gateway.gateway import Gateway
@@ -444,17 +445,16 @@ def _command(message: Message) -> Command:
     try:
         return _COMMANDS.validate_json(text)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid_message(error) from None
 
 
-def _invalid(error: ValidationError) -> InvalidInput:
-    first = error.errors(include_url=False, include_input=False)[0]
+def _invalid_message(error: ValidationError) -> InvalidInput:
+    first = error.errors()[0]
     if first["type"] == "json_invalid":
         return Unreadable(first["msg"], status.WS_1007_INVALID_FRAME_PAYLOAD_DATA)
     if first["type"].startswith("union_tag"):
         return InvalidInput(f"type must be one of {_TYPES}", param="type")
-    param = ".".join(map(str, first["loc"][1:])) or None  # behind the type of the message
-    return InvalidInput(f"{param or 'message'}: {first['msg']}", param=param)
+    return invalid_input(first, first["loc"][1:], whole="message")  # behind the type of the message
 
 
 def _close_code(error: Exception) -> int:

@@ -36,8 +36,9 @@ from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.naming import PROMPT_PREFIX, stored_name
 from qwen3_tts_gateway.recordings import recorded_voice, uploaded_recording
+from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import Sound, base64_text
-from qwen3_tts_gateway.speech import Language, Speech, Utterance, checked_text
+from qwen3_tts_gateway.speech import Language, Speech, Utterance, check_batch, checked_text
 
 router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
 
@@ -85,19 +86,19 @@ class PromptBody(Manner):
 class BatchManner(BaseModel):
     """`wav` was always answered as `base64` is, and so was `zip` before there was one: hence the default."""
 
-    texts: list[Text] = Field(min_length=1)
-    languages: list[Language] | None = None
+    texts: list[Text] = Field(min_length=1, max_length=MOST_BATCH_ITEMS)
+    languages: list[Language] | None = Field(None, max_length=MOST_BATCH_ITEMS)
     speed: float = Field(1.0, ge=0.5, le=2.0)
     response_format: Literal["base64", "zip", "wav"] = "base64"
 
 
 class CustomVoiceBatchBody(BatchManner):
-    speakers: list[str]
-    instructs: list[str | None] | None = None
+    speakers: list[str] = Field(max_length=MOST_BATCH_ITEMS)
+    instructs: list[str | None] | None = Field(None, max_length=MOST_BATCH_ITEMS)
 
 
 class VoiceDesignBatchBody(BatchManner):
-    instructs: list[str]
+    instructs: list[str] = Field(max_length=MOST_BATCH_ITEMS)
 
 
 @router.post("/custom-voice/generate", tags=["CustomVoice"], response_class=Response, responses=WAV_OR_JSON)
@@ -287,11 +288,7 @@ async def _batch(
     gate: Gateway,
     key: Key,
 ) -> Response:
-    if len(body.texts) > gate.settings.max_batch_items:
-        raise InvalidInput(
-            f"texts has {len(body.texts)} items; at most {gate.settings.max_batch_items} are taken",
-            param="texts",
-        )
+    check_batch(body.texts, gate.settings, param="texts")
     languages = _one_each(body.languages, body, "languages")
     speeches = [
         _speech(Manner(text=text, language=language or "Auto", speed=body.speed), voice, gate, options)

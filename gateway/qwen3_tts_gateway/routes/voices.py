@@ -153,9 +153,9 @@ def _embedded(text: str) -> VoicePrompt:
     try:
         return embedded_voice(_EMBEDDING.validate_json(text))
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
+        problem = error.errors()[0]
         raise InvalidInput(
-            f"speaker_embedding is no JSON list of numbers: {problem}", param="speaker_embedding"
+            f"speaker_embedding is not a JSON list of numbers: {problem['msg']}", param="speaker_embedding"
         ) from None
 
 
