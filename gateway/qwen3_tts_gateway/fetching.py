@@ -30,7 +30,7 @@ from qwen3_tts_gateway.errors import InvalidInput, TooLarge
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 10 << 20
+MAX_BYTES = 10 << 20  # of a recording, as Triton's `reference_audio` takes it
 TIMEOUT_S = 10.0
 HTTPS_PORT = 443
 

@@ -52,7 +52,7 @@ class Gateway:
         unload_after_s = settings.unload_after_minutes and settings.unload_after_minutes * 60
         keeper = ModelKeeper(tts, preloaded=settings.preload_models, unload_after_s=unload_after_s)
         names = VoiceNames(tts, settings.openai_voices)
-        narrator = Narrator(tts, names, keeper, limits)
+        narrator = Narrator(tts, names, keeper, limits, settings.reference_hosts)
         return cls(settings, tts, KeyRing(settings), limits, names, keeper, narrator, Departure())
 
     @asynccontextmanager

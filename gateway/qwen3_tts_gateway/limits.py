@@ -47,9 +47,9 @@ STORE_FAILURES = (StoreUnavailableError, RedisError, OSError)
 class Limits:
     """Admits or refuses, by each key's own limits or else the settings'; None is no limit.
 
-    Enter `stream` before `admit`: what is refused for its streams has then spent nothing. Neither has what is
-    refused for a bucket: all are looked at before any is drawn from. Only requests that come in the same
-    instant can spend a request on characters that are gone.
+    What is refused for its streams has spent nothing. Neither has what is refused for a bucket: all are
+    looked at before any is drawn from. Only requests that come in the same instant can spend a request on
+    characters that are gone.
 
     Args:
         clock: in seconds; for how often a Redis that fails is asked again, and complained about. The buckets
@@ -70,6 +70,17 @@ class Limits:
             self._redis = shared.client()
             self._streams = LeasedStreams(self._redis, self._outage)
         self._buckets: dict[int, Throttled] = {}
+
+    @asynccontextmanager
+    async def admitted(self, key: Key, num_characters: int = 0) -> AsyncIterator[None]:
+        """A request of so many characters has one of the key's streams, until the block ends.
+
+        Raises:
+            InvalidInput, RateLimited: as `admit`, and `stream`.
+        """
+        async with self.stream(key):
+            await self.admit(key, num_characters)
+            yield
 
     async def admit(self, key: Key, num_characters: int) -> None:
         """Spend one request and so many characters of the key's.
@@ -116,7 +127,7 @@ class Limits:
             "requests": (1, key.requests_per_minute or ours.requests_per_minute),
             "characters": (num_characters, key.characters_per_minute or ours.characters_per_minute),
         }
-        return [Withdrawal(key.name, of, cost, rate) for of, (cost, rate) in costs.items() if rate]
+        return [Withdrawal(key.name, of, cost, rate) for of, (cost, rate) in costs.items() if cost and rate]
 
     def _bucket(self, withdrawal: Withdrawal) -> Throttled:
         """Keys of the same limit share a Throttled, which itself keeps nothing."""

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -14,11 +16,7 @@ from pydantic import Field
 
 from qwen3_tts_client import ClonedVoice, VoicePrompt
 from qwen3_tts_gateway.errors import InvalidInput, TooLarge
-from qwen3_tts_gateway.fetching import fetch_recording
-from qwen3_tts_gateway.settings import Settings
-
-MOST_BYTES = 10 << 20
-"""Of a recording, as Triton's `reference_audio` takes it."""
+from qwen3_tts_gateway.fetching import MAX_BYTES, fetch_recording
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 Embedding = Annotated[
@@ -33,37 +31,46 @@ def embedded_voice(embedding: Embedding) -> VoicePrompt:
     return VoicePrompt(np.array(embedding, np.float32), np.zeros((0, 16), np.int32), None)
 
 
-async def recorded_voice(
-    given: str, ref_text: str | None, x_vector_only: bool, settings: Settings, *, param: str
-) -> ClonedVoice:
-    """The voice in a recording, which is not fetched before the rest is known to be there.
+@dataclass(frozen=True)
+class Reference:
+    """A recording as a caller hands it over, not to be opened before the caller is admitted.
+
+    Attributes:
+        given: base64, a `data:` URL, or a URL of an allowed host.
+        ref_text: what is spoken in it; needed unless `x_vector_only`.
+        param: what the request calls it.
 
     Raises:
-        InvalidInput, TooLarge: as `recording_from`; or its transcript is missing.
+        InvalidInput: the transcript is missing.
     """
-    if not x_vector_only and not (ref_text or "").strip():
-        raise InvalidInput(
-            "ref_text is missing: say what is spoken in the recording, or set x_vector_only_mode",
-            param="ref_text",
-        )
-    return ClonedVoice(await recording_from(given, settings, param=param), ref_text, x_vector_only)
+
+    given: str = field(repr=False)
+    ref_text: str | None
+    x_vector_only: bool
+    param: str
+
+    def __post_init__(self) -> None:
+        if not self.x_vector_only and not (self.ref_text or "").strip():
+            raise InvalidInput(
+                "ref_text is missing: say what is spoken in the recording, or set x_vector_only_mode",
+                param="ref_text",
+            )
+
+    async def open(self, allowed_hosts: Collection[str]) -> ClonedVoice:
+        """The voice in it: fetched or decoded; what is in the file is Triton's to find out.
+
+        Raises:
+            InvalidInput: it is empty, or neither base64 nor a URL that may be fetched.
+            TooLarge: it is more than 10 MiB.
+        """
+        if "://" in self.given[:64] or self.given[:5].lower() == "data:":
+            recording = await fetch_recording(self.given, allowed_hosts, param=self.param)
+        else:
+            recording = _decoded(self.given, self.param)
+        return ClonedVoice(_checked(recording, MAX_BYTES, self.param), self.ref_text, self.x_vector_only)
 
 
-async def recording_from(given: str, settings: Settings, *, param: str) -> bytes:
-    """The bytes of the recording's file; what is in them is Triton's to find out.
-
-    Raises:
-        InvalidInput: it is empty, or neither base64 nor a URL that may be fetched.
-        TooLarge: it is more than 10 MiB.
-    """
-    if "://" in given[:64] or given[:5].lower() == "data:":
-        recording = await fetch_recording(given, settings.reference_hosts, param=param)
-    else:
-        recording = _decoded(given, param)
-    return _checked(recording, MOST_BYTES, param)
-
-
-async def uploaded_recording(file: UploadFile, *, most_bytes: int = MOST_BYTES, param: str) -> bytes:
+async def uploaded_recording(file: UploadFile, *, most_bytes: int = MAX_BYTES, param: str) -> bytes:
     """The bytes of an uploaded file, of which no more are read than are allowed.
 
     Raises:

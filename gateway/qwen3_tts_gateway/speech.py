@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.loading import ModelKeeper
 from qwen3_tts_gateway.naming import VoiceNames, stored_name
 from qwen3_tts_gateway.observing import request_id
+from qwen3_tts_gateway.recordings import Reference
 from qwen3_tts_gateway.settings import Settings
 from qwen3_tts_gateway.sound import Sound, encode_whole, open_encoder
 
@@ -38,20 +39,24 @@ what does not fit into them would come back as an overload.
 """
 
 
+CallersVoice: TypeAlias = Voice | FoundVoice | Reference
+"""A name as the caller knows it, a described, recorded or found voice, or a recording still to be opened."""
+
+
 @dataclass(frozen=True)
 class Speech:
     """What a caller wants said.
 
     Attributes:
         text: what to say.
-        voice: a name as the caller knows it, a described, recorded or found voice.
+        voice: who is to say it.
         sound: how it is to be heard.
         language: None: recognised from the text.
         options: for the engine; what is left out, the checkpoint decides.
     """
 
     text: str
-    voice: Voice | FoundVoice
+    voice: CallersVoice
     sound: Sound
     language: str | None = None
     options: SpeechOptions = field(default_factory=SpeechOptions)
@@ -119,12 +124,18 @@ class Narrator:
     """Speaks for callers, within what their key allows."""
 
     def __init__(
-        self, tts: AsyncSpeechClient, names: VoiceNames, keeper: ModelKeeper, limits: Limits
+        self,
+        tts: AsyncSpeechClient,
+        names: VoiceNames,
+        keeper: ModelKeeper,
+        limits: Limits,
+        reference_hosts: Collection[str],
     ) -> None:
         self._tts = tts
         self._names = names
         self._keeper = keeper
         self._limits = limits
+        self._reference_hosts = reference_hosts
 
     def utterance(self, speech: Speech, key: Key) -> Utterance:
         return Utterance(self, speech, key)
@@ -142,30 +153,47 @@ class Narrator:
         return await together(work, min(MOST_AT_ONCE, self._limits.max_streams(key) or MOST_AT_ONCE))
 
     async def save(
-        self, name: str, voice: ClonedVoice | VoicePrompt, key: Key, metadata: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        voice: Reference | ClonedVoice | VoicePrompt,
+        key: Key,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep a voice for this key.
+        """Keep a voice for this key, of which it is a request.
 
         Raises:
-            SpeechError: nothing was saved.
+            GatewayError, SpeechError: nothing was saved.
         """
-        async with self._keeper.using("create_voice"), self._keeper.using("voices"):
-            await self._tts.voices.save(stored_name(key.owner, name), voice, metadata=metadata)
+        async with self._limits.admitted(key):
+            if isinstance(voice, Reference):
+                voice = await voice.open(self._reference_hosts)
+            async with self._keeper.using("create_voice"), self._keeper.using("voices"):
+                await self._tts.voices.save(stored_name(key.owner, name), voice, metadata=metadata)
+
+    async def open(self, reference: Reference, key: Key) -> ClonedVoice:
+        """The voice in a recording that more than one utterance will be spoken with; a request of the key's.
+
+        Raises:
+            GatewayError: it cannot be had.
+        """
+        async with self._limits.admitted(key):
+            return await reference.open(self._reference_hosts)
 
     @asynccontextmanager
     async def speaking(self, speech: Speech, key: Key) -> AsyncIterator[AsyncSpeechStream]:
         """The utterance as the engine makes it; leaving the block cancels what is still to come."""
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._limits.stream(key))
-            await self._limits.admit(key, len(speech.text))
-            voice = await self.find(speech.voice, key)
+            await stack.enter_async_context(self._limits.admitted(key, len(speech.text)))
+            voice = await self._find(speech.voice, key)
             await stack.enter_async_context(self._keeper.using(model_of(voice)))
             options = SpeechOptions(request_id=request_id.get() or None, **speech.options)
             stream = self._tts.stream(speech.text, voice, language=speech.language, **options)
             yield await stack.enter_async_context(stream)
 
-    async def find(self, voice: Voice | FoundVoice, key: Key) -> FoundVoice:
+    async def _find(self, voice: CallersVoice, key: Key) -> FoundVoice:
         """Whose voice it is, in this key's eyes; a recording is listened to."""
+        if isinstance(voice, Reference):
+            voice = await voice.open(self._reference_hosts)
         if isinstance(voice, str):
             async with self._keeper.using("voices"):
                 return await self._names.resolve(voice, key.owner)

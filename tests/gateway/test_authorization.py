@@ -33,6 +33,7 @@ from fakes.triton_server import (
 from gateway_server import GatewayServer, running_gateway, settings
 from qwen3_tts_client import AsyncSpeechClient, BuiltIn, Saved, UnknownVoice
 from qwen3_tts_engine.voices.mixing import parse
+from qwen3_tts_gateway import recordings
 from qwen3_tts_gateway.errors import GatewayError
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms
 from qwen3_tts_gateway.keys import owner_of
@@ -95,7 +96,7 @@ def issue(key_file: KeyFile) -> Callable[..., dict[str, str]]:
 
     def issue(**limits: int) -> dict[str, str]:
         name = f"guest-{next(GUESTS)}"
-        return bearer(key_file.create(KeyTerms(name=name, scopes=("synth",), **limits), NOW))
+        return bearer(key_file.create(KeyTerms(name=name, scopes=("synth", "voices"), **limits), NOW))
 
     return issue
 
@@ -405,6 +406,70 @@ def test_a_key_that_has_used_up_its_share_hears_when_to_come_again(
     assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
     assert code_of(answers[-1]) in ("rate_limit_exceeded", "")
     assert http.post(path, json=body, headers=bearer(keys["app"])).status_code == 200
+
+
+RECORDING = {"ref_audio_base64": "UklGRg==", "x_vector_only_mode": True}
+SAVING: dict[str, dict[str, Any]] = {
+    "/v1/audio/voices": {"data": {"name": "me"}, "files": {"audio_sample": ("me.wav", b"RIFF")}},
+    "/api/v1/base/create-prompt": {"json": RECORDING},
+}
+
+
+@pytest.mark.parametrize(("path", "form"), SAVING.items())
+def test_a_voice_that_is_saved_is_a_request_of_its_key(
+    http: httpx.Client,
+    fake_triton: FakeTriton,
+    issue: Callable[..., dict[str, str]],
+    path: str,
+    form: dict[str, Any],
+) -> None:
+    guest = issue(requests_per_minute=1)
+    answers = [http.post(path, headers=guest, **form) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert len(fake_triton.answers["voices"].voices) == 1
+
+
+def test_a_voice_is_not_saved_beside_as_many_streams_as_the_key_may_have(
+    http: httpx.Client, fake_triton: FakeTriton, issue: Callable[..., dict[str, str]]
+) -> None:
+    def never_ends(call: Call) -> Iterator[Response]:
+        yield chunk(0)
+        call.wait_until_gone()
+
+    fake_triton.script = never_ends
+    guest = issue(max_streams=1)
+    with http.stream("POST", SPEECH, json=RYAN | {"response_format": "pcm"}, headers=guest):
+        for path, form in SAVING.items():
+            assert http.post(path, headers=guest, **form).status_code == 429, path
+
+
+REFERENCES: dict[str, dict[str, Any]] = {
+    SPEECH: {"input": "Hi.", "ref_audio": "https://audio.example.com/me.wav", "x_vector_only_mode": True},
+    "/api/v1/base/clone": {"text": "Hi.", "ref_audio_url": "https://audio.example.com/me.wav"},
+    "/api/v1/base/create-prompt": {"ref_audio_url": "https://audio.example.com/me.wav"},
+}
+
+
+@pytest.mark.parametrize(("path", "body"), REFERENCES.items())
+def test_no_recording_is_fetched_for_who_is_not_admitted(
+    http: httpx.Client,
+    fake_triton: FakeTriton,
+    issue: Callable[..., dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    fetched: list[str] = []
+
+    async def fetch(url: str, *_: Any, **options: Any) -> bytes:
+        fetched.append(url)
+        return b"RIFF"
+
+    monkeypatch.setattr(recordings, "fetch_recording", fetch)
+    guest = issue(requests_per_minute=1)
+    answers = [http.post(path, json=body | {"x_vector_only_mode": True}, headers=guest) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert len(fetched) == 1
 
 
 def test_requests_are_counted_by_the_name_of_their_key_and_unknown_keys_for_nobody(

@@ -346,6 +346,18 @@ def test_each_sentence_counts_against_the_limits_of_the_key(fake_triton):
     assert [call.text for call in fake_triton.calls] == ["One."]
 
 
+def test_a_recording_is_opened_once_for_a_session_and_that_counts_as_well(fake_triton):
+    recording = {"ref_audio": "UklGRg==", "x_vector_only_mode": True, "voice": None}
+    limits = settings(triton_grpc_port=fake_triton.port, requests_per_minute=3)
+    with running_gateway(limits) as gateway, call(gateway) as agent:
+        agent.configure(**recording)
+        agent.say("One. Two.")
+        assert events(agent.hear_until("session.done"), "error") == []
+        agent.configure(**recording)
+        assert agent.hear()["code"] == "rate_limit_exceeded"
+    assert [call.request.model_name for call in fake_triton.calls] == ["qwen3_tts_base"] * 2
+
+
 @pytest.mark.parametrize(
     ("message", "param", "says"),
     [

@@ -437,7 +437,16 @@ def test_prompts_of_the_original_api_are_no_voices(http: httpx.Client, shelf: Sh
     assert [*shelf.voices] == [f"prompt-{prompt_id}"]
     assert http.get(VOICES).json()["uploaded_voices"] == []
     assert refusal(http.get(f"{VOICES}/prompt-{prompt_id}"))[0] == 404
-    assert refusal(http.delete(f"{VOICES}/prompt-{prompt_id}"))[0] == 404
+
+
+def test_a_prompt_is_deleted_by_its_own_key_and_no_other(
+    mine: httpx.Client, yours: httpx.Client, shelf: Shelf
+) -> None:
+    body = {"ref_audio_base64": ENCODED, "ref_text": TRANSCRIPT}
+    prompt_id = mine.post("/api/v1/base/create-prompt", json=body).json()["prompt_id"]
+    assert refusal(yours.delete(f"{VOICES}/prompt-{prompt_id}"))[0] == 404
+    assert mine.delete(f"{VOICES}/prompt-{prompt_id}").status_code == 200
+    assert shelf.voices == {}
 
 
 # --- several keys -------------------------------------------------------------------------------------------

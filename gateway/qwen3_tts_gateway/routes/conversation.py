@@ -39,6 +39,7 @@ from qwen3_tts_gateway.errors import (
 )
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.recordings import Reference
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
 from qwen3_tts_gateway.speech import Speech, checked_text
 from qwen3_tts_gateway.splitting import Granularity, Splitter
@@ -358,6 +359,8 @@ class Conversation:
             raise InvalidInput("session.config came within an utterance; send input.done first", param="type")
         body = config.model_copy(update={"input": "-"})
         speech = await speech_of(body, self._gate)
+        if isinstance(speech.voice, Reference):  # once, and not for each sentence
+            speech = replace(speech, voice=await self._gate.narrator.open(speech.voice, self._caller()))
         self._manner = Manner(speech, config.stream_audio, config.split_granularity)
 
     def _add(self, text: str, manner: Manner) -> None:

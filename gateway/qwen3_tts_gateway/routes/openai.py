@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
-from qwen3_tts_client import DesignedVoice, FoundVoice, Saved, SpeechOptions, Voice
+from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import error_object
 from qwen3_tts_gateway.attending import LiveResponse
@@ -20,10 +20,10 @@ from qwen3_tts_gateway.caller import Gate, Synth, SynthOrNobody
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS, SPEECH
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.recordings import Embedding, embedded_voice, recorded_voice
+from qwen3_tts_gateway.recordings import Embedding, Reference, embedded_voice
 from qwen3_tts_gateway.routes.voices import voices
 from qwen3_tts_gateway.sound import FORMATS, SAMPLE_RATES, Sound, base64_text
-from qwen3_tts_gateway.speech import Language, Speech, Utterance, checked_text
+from qwen3_tts_gateway.speech import CallersVoice, Language, Speech, Utterance, checked_text
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -145,7 +145,7 @@ async def speech_of(body: SpeechBody, gate: Gateway) -> Speech:
     """
     text = checked_text(body.input, gate.settings.max_characters, param="input")
     sound = Sound(body.response_format, body.sample_rate, body.speed)
-    voice = await voice_of(body, gate)  # last: it may have a recording fetched
+    voice = await voice_of(body, gate)
     is_designed = isinstance(voice, DesignedVoice)
     options = SpeechOptions(
         instruct=None if is_designed else (body.instructions or None),
@@ -155,7 +155,7 @@ async def speech_of(body: SpeechBody, gate: Gateway) -> Speech:
     return Speech(text, voice, sound, body.language, options)
 
 
-async def voice_of(body: SpeechBody, gate: Gateway) -> Voice | FoundVoice:
+async def voice_of(body: SpeechBody, gate: Gateway) -> CallersVoice:
     """A recording, an embedding, a description or a name: whichever the body brings.
 
     OpenAI's clients always send a `voice`; a recording or an embedding goes before it.
@@ -164,7 +164,7 @@ async def voice_of(body: SpeechBody, gate: Gateway) -> Voice | FoundVoice:
         InvalidInput: the voice, the task_type and the instructions do not go together.
     """
     if body.ref_audio is not None or body.speaker_embedding is not None:
-        return await _brought(body, gate)
+        return _brought(body)
     if body.task_type == "VoiceDesign" or (body.task_type is None and body.instructions and not body.voice):
         return _designed(body)
     if body.voice:
@@ -176,7 +176,7 @@ async def voice_of(body: SpeechBody, gate: Gateway) -> Voice | FoundVoice:
     return body.voice
 
 
-async def _brought(body: SpeechBody, gate: Gateway) -> Voice | FoundVoice:
+def _brought(body: SpeechBody) -> CallersVoice:
     """The voice that came along with the request."""
     if body.task_type not in (None, "Base"):
         raise InvalidInput(
@@ -186,9 +186,7 @@ async def _brought(body: SpeechBody, gate: Gateway) -> Voice | FoundVoice:
         raise InvalidInput("a recorded voice takes no instructions; leave them out", param="instructions")
     if body.speaker_embedding is None:
         assert body.ref_audio is not None
-        return await recorded_voice(
-            body.ref_audio, body.ref_text, body.x_vector_only_mode, gate.settings, param="ref_audio"
-        )
+        return Reference(body.ref_audio, body.ref_text, body.x_vector_only_mode, param="ref_audio")
     if body.ref_audio is not None:
         raise InvalidInput("give ref_audio or speaker_embedding, not both", param="speaker_embedding")
     return embedded_voice(body.speaker_embedding)

@@ -17,15 +17,7 @@ from fastapi import APIRouter, UploadFile
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from qwen3_tts_client import (
-    ClonedVoice,
-    DesignedVoice,
-    FoundVoice,
-    InvalidRequest,
-    Saved,
-    SpeechOptions,
-    Voice,
-)
+from qwen3_tts_client import DesignedVoice, InvalidRequest, Saved, SpeechOptions, Voice
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import told
 from qwen3_tts_gateway.attending import LiveResponse
@@ -35,10 +27,10 @@ from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.naming import PROMPT_PREFIX, stored_name
-from qwen3_tts_gateway.recordings import recorded_voice, uploaded_recording
+from qwen3_tts_gateway.recordings import Reference, uploaded_recording
 from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import Sound, base64_text
-from qwen3_tts_gateway.speech import Language, Speech, Utterance, check_batch, checked_text
+from qwen3_tts_gateway.speech import CallersVoice, Language, Speech, Utterance, check_batch, checked_text
 
 router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
 
@@ -66,7 +58,7 @@ class VoiceDesignBody(Manner):
     instruct: Text
 
 
-class Reference(BaseModel):
+class ReferenceBody(BaseModel):
     """A recording, one way or the other, and what is said in it."""
 
     ref_audio_url: str | None = None
@@ -75,7 +67,7 @@ class Reference(BaseModel):
     x_vector_only_mode: bool = False
 
 
-class CloneBody(Manner, Reference):
+class CloneBody(Manner, ReferenceBody):
     pass
 
 
@@ -163,21 +155,20 @@ async def voice_design_batch(body: VoiceDesignBatchBody, gate: Gate, key: Synth)
 @router.post("/base/clone", tags=["Base"], response_class=Response, responses=WAV_OR_JSON)
 async def clone(body: CloneBody, gate: Gate, key: Synth) -> Response:
     """Speak in the voice of a recording."""
-    return await _whole(await _clone(body, gate), body, gate, key)
+    return await _whole(_clone(body, gate), body, gate, key)
 
 
 @router.post("/base/clone-stream", tags=["Base"], response_class=Response, responses=EVENTS)
 async def clone_stream(body: CloneBody, gate: Gate, key: Synth) -> Response:
     """As `clone`, in the events of `custom-voice/generate-stream`."""
-    return await _stream(await _clone(body, gate), gate, key)
+    return await _stream(_clone(body, gate), gate, key)
 
 
 @router.post("/base/create-prompt", tags=["Base"])
-async def create_prompt(body: Reference, gate: Gate, key: Synth) -> dict[str, str]:
+async def create_prompt(body: ReferenceBody, gate: Gate, key: Synth) -> dict[str, str]:
     """Listen to a recording once and keep what was heard for `generate-with-prompt`, restarts or not."""
-    voice = await _reference(body, gate)
     prompt_id = uuid.uuid4().hex
-    await gate.narrator.save(PROMPT_PREFIX + prompt_id, voice, key)
+    await gate.narrator.save(PROMPT_PREFIX + prompt_id, _reference(body), key)
     return {"prompt_id": prompt_id, "message": "Prompt created successfully"}
 
 
@@ -208,14 +199,11 @@ def _voice_design(body: VoiceDesignBody, gate: Gateway) -> Speech:
     return _speech(body, _designed(body.instruct), gate)
 
 
-async def _clone(body: CloneBody, gate: Gateway) -> Speech:
-    speech = _speech(body, None, gate)  # first: what cannot be said needs no recording fetched
-    return replace(speech, voice=await _reference(body, gate))
+def _clone(body: CloneBody, gate: Gateway) -> Speech:
+    return _speech(body, _reference(body), gate)
 
 
-def _speech(
-    body: Manner, voice: Voice | FoundVoice, gate: Gateway, options: SpeechOptions | None = None
-) -> Speech:
+def _speech(body: Manner, voice: CallersVoice, gate: Gateway, options: SpeechOptions | None = None) -> Speech:
     text = checked_text(body.text, gate.settings.max_characters, param="text")
     sound = Sound("wav", SAMPLE_RATE, body.speed)
     return Speech(text, voice, sound, body.language, options or SpeechOptions())
@@ -227,12 +215,12 @@ def _designed(instruct: str) -> DesignedVoice:
     return DesignedVoice(instruct)
 
 
-async def _reference(body: Reference, gate: Gateway) -> ClonedVoice:
+def _reference(body: ReferenceBody) -> Reference:
     given = {"ref_audio_url": body.ref_audio_url, "ref_audio_base64": body.ref_audio_base64}
     if len(recordings := [(param, value) for param, value in given.items() if value]) != 1:
         raise InvalidInput("give ref_audio_url or ref_audio_base64, one of them", param="ref_audio_base64")
     [(param, recording)] = recordings
-    return await recorded_voice(recording, body.ref_text, body.x_vector_only_mode, gate.settings, param=param)
+    return Reference(recording, body.ref_text, body.x_vector_only_mode, param)
 
 
 async def _prompt(prompt_id: str, gate: Gateway, key: Key) -> Saved:

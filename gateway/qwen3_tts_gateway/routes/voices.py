@@ -89,9 +89,8 @@ async def save_voice(
 
 @router.delete("/voices/{name}")
 async def delete_voice(name: str, gate: Gate, key: VoiceOwner) -> dict[str, Any]:
-    """Forget a voice of this key for good."""
+    """Forget a voice of this key for good, or a prompt of the original API, by the name `prompt-<its id>`."""
     stored = stored_name(key.owner, name)
-    _check_visible(name, stored, key)
     async with gate.keeper.using("voices"):
         await gate.tts.voices.delete(stored)
     return {"success": True, "message": f"Voice {name!r} was deleted", "id": name, "deleted": True}
