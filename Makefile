@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 TINY := checkpoints/tiny
+NATIVE := $(wildcard engine/qwen3_tts_engine/model/native/*.h engine/qwen3_tts_engine/model/native/*.cpp)
+CPP := $(NATIVE) perf/products.cpp
 
 # The first of these that is a Python we support and can make a virtual environment.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.10; do \
@@ -33,6 +35,7 @@ test-faults: setup ## break everything that runs, under load, and see it mend it
 
 check: $(VENV)/.installed ## format, lint, types, import contracts, bill of materials, known vulnerabilities
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -90,6 +93,7 @@ bench-overheads: setup ## what ways of asking the real server cost, report in pe
 
 fmt: $(VENV)/.installed ## format the code and mend what the linter can
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/ruff check --fix .
 
 tiny: $(TINY)/.made ## the tiny checkpoints that stand in for the published weights
@@ -97,7 +101,7 @@ tiny: $(TINY)/.made ## the tiny checkpoints that stand in for the published weig
 clean: ## remove what was generated, except the virtual environment
 	rm -rf checkpoints out .server .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py engine/qwen3_tts_engine/model/avx512.cpp
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(NATIVE)
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 with venv and ensurepip; on Debian: apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the packages pinned in constraints.txt, some minutes the first time"

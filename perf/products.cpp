@@ -42,6 +42,12 @@ void multiply(const uint16_t* weights, const uint16_t* x, float* y, long outputs
 
 }  // namespace
 
-extern "C" void multiply_1(const uint16_t* w, const uint16_t* x, float* y, long n, long k) { multiply<1>(w, x, y, n, k); }
-extern "C" void multiply_4(const uint16_t* w, const uint16_t* x, float* y, long n, long k) { multiply<4>(w, x, y, n, k); }
-extern "C" void multiply_8(const uint16_t* w, const uint16_t* x, float* y, long n, long k) { multiply<8>(w, x, y, n, k); }
+extern "C" void multiply_1(const uint16_t* w, const uint16_t* x, float* y, long n, long k) {
+  multiply<1>(w, x, y, n, k);
+}
+extern "C" void multiply_4(const uint16_t* w, const uint16_t* x, float* y, long n, long k) {
+  multiply<4>(w, x, y, n, k);
+}
+extern "C" void multiply_8(const uint16_t* w, const uint16_t* x, float* y, long n, long k) {
+  multiply<8>(w, x, y, n, k);
+}

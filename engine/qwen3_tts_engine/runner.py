@@ -18,13 +18,11 @@ from qwen3_tts_engine.model.config import SpeechConfig
 from qwen3_tts_engine.model.layers import AttentionKernels
 from qwen3_tts_engine.model.prompt import REFERENCE, SPEAKER, Prompt
 from qwen3_tts_engine.model.sampling import ANY, USUAL, DrawKind, RowSampling
+from qwen3_tts_engine.model.slot_state import GREEDY, FrameKind, SlotState
 from qwen3_tts_engine.model.steps import (
-    GREEDY,
     RECORDED_SPANS,
     Buckets,
-    FrameKind,
     LanguageModels,
-    SlotState,
     predictor_frame,
     talker_step,
 )

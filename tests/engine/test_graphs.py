@@ -25,17 +25,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from qwen3_tts_engine.config import EngineConfig
 from qwen3_tts_engine.device import Graphs, Rerun, Step
 from qwen3_tts_engine.engine import Engine
-from qwen3_tts_engine.model import avx512
 from qwen3_tts_engine.model.checkpoint import Checkpoint, Weights
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.model.layers import TORCH_ATTENTION
+from qwen3_tts_engine.model.native import library as compiled
 from qwen3_tts_engine.model.sampling import ANY, USUAL
+from qwen3_tts_engine.model.slot_state import FrameKind, SlotState
 from qwen3_tts_engine.model.steps import (
     Buckets,
     CodecState,
-    FrameKind,
     LanguageModels,
-    SlotState,
     codec_step,
     predictor_frame,
     talker_step,
@@ -122,8 +121,10 @@ class Nothing(torch._C._acc.DeviceGuard):
 def pytorch_computes() -> Iterator[None]:
     """As on a GPU: what a CPU computes in one piece, no graph can look into."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(avx512, "library", lambda: None)
+        patch.setattr(compiled, "LIBRARIES", {})
+        compiled.library.cache_clear()
         yield
+    compiled.library.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 
 from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.errors import ConfigError
-from qwen3_tts_engine.model import precision
+from qwen3_tts_engine.model import linear, precision
 from qwen3_tts_engine.model.checkpoint import Checkpoint
 from qwen3_tts_engine.model.config import TalkerConfig
 from qwen3_tts_engine.model.precision import choose_dtype, expect_int8
@@ -67,10 +67,18 @@ def test_weights_that_a_cache_holds_stay_in_float32_without_a_trial(tiny: Talker
 
 @pytest.mark.parametrize(("half_s", "chosen"), [(0.5, torch.bfloat16), (0.9, torch.float32)])
 def test_bfloat16_is_chosen_only_where_it_pays(
-    half_s: float, chosen: torch.dtype, large: TalkerConfig
+    half_s: float, chosen: torch.dtype, large: TalkerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(precision, "library", lambda: None)
     clock = clock_of({torch.float32: 1.0, torch.bfloat16: half_s})
     assert choose_dtype("auto", CPU, large, clock) == chosen
+
+
+def test_the_native_library_reads_bfloat16_in_half_the_time_without_a_trial(
+    large: TalkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "library", object)
+    assert choose_dtype("auto", CPU, large, no_trial) == torch.bfloat16
 
 
 def test_int8_weights_are_refused_on_a_gpu() -> None:
@@ -81,9 +89,9 @@ def test_int8_weights_are_refused_on_a_gpu() -> None:
 def test_int8_weights_are_refused_by_a_pytorch_that_cannot_multiply_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision, "has_int8", lambda: False)
+    monkeypatch.setattr(linear, "has_int8", lambda: False)
     with pytest.raises(ConfigError, match="has no product for it; use 'full'"):
-        expect_int8(CPU)
+        linear.Int8Linear(torch.ones(16, 16))
 
 
 def test_int8_weights_say_something_else_than_upstream(

@@ -95,7 +95,7 @@ def fitted(pcm: np.ndarray) -> tuple[float, float]:
     kind=st.sampled_from([k for k in KINDS if k.startswith("WAV")]),
     rate=st.integers(1_000, 200_000),
     channels=st.integers(1, 7),
-    seconds=st.floats(1, 3),
+    seconds=st.floats(1, 2),  # or the largest would have more bytes than are allowed
 )
 def test_a_wav_of_any_rate_and_channel_count_is_read(decoder, kind, rate, channels, seconds):
     file = as_kind(kind, sine(seconds, rate, channels), rate)

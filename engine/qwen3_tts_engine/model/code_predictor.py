@@ -9,20 +9,12 @@ from torch import Tensor
 
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.code_embedding import CodeEmbedding
-from qwen3_tts_engine.model.config import DecoderConfig, TalkerConfig
+from qwen3_tts_engine.model.config import TalkerConfig
+from qwen3_tts_engine.model.kv_cache import FrameCache
 from qwen3_tts_engine.model.layers import TORCH_ATTENTION
 from qwen3_tts_engine.model.linear import Linear
 from qwen3_tts_engine.model.sampling import RowSampling, draw
-from qwen3_tts_engine.model.stack import load_stack
-
-
-class FrameCache:
-    """Keys and values of the positions of a frame, [slots, K, 16, E] of every layer."""
-
-    def __init__(self, config: DecoderConfig, slots: int, positions: int, weights: Weights) -> None:
-        shape = (slots, config.num_key_value_heads, positions, config.head_dim)
-        blank = torch.zeros(2, config.num_hidden_layers, *shape, dtype=weights.dtype, device=weights.device)
-        self.keys, self.values = (list(side) for side in blank)
+from qwen3_tts_engine.model.stack import TorchStack
 
 
 class CodePredictor:
@@ -35,8 +27,8 @@ class CodePredictor:
         self._embedding = embedding
         self._heads = [Linear.load(weights, f"lm_head.{k}") for k in range(self._steps)]
         self._project = _talker_projection(weights)
-        self._stack = load_stack(weights.below("model."), own, slots, positions, TORCH_ATTENTION)
-        self._cache = FrameCache(own, slots, positions, weights)
+        self._stack = TorchStack(weights.below("model."), own, slots, positions, TORCH_ATTENTION)
+        self._cache = FrameCache(own, slots, positions, weights.dtype, weights.device)
 
     def frame(self, hidden: Tensor, first: Tensor, sampling: RowSampling, noise: Tensor) -> Tensor:
         """Draw codes 2 to 16 of B rows.

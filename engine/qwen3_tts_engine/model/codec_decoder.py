@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwen3_tts_engine.model.avx512 import Avx512Snake
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import CodecConfig
 from qwen3_tts_engine.model.layers import FeedForward, rms_norm, rotate
 from qwen3_tts_engine.model.linear import Linear
+from qwen3_tts_engine.model.native.snake import NativeSnake
 from qwen3_tts_engine.model.steady import (
     Convolution,
     SteadyLinear,
@@ -133,8 +133,8 @@ def load_snake(weights: Weights) -> Snake:
     """α and β are stored as logarithms."""
     alpha, beta = (weights.take(name).exp() for name in ("alpha", "beta"))
     inverse_beta = 1.0 / (beta + 1e-9)
-    if Avx512Snake.can_load(alpha):
-        return Avx512Snake(alpha, inverse_beta)
+    if NativeSnake.can_load(alpha):
+        return NativeSnake(alpha, inverse_beta)
     return lambda x: torch.addcmul(x, (x * alpha).sin_().square_(), inverse_beta)
 
 

@@ -85,5 +85,16 @@ class KVCache:
         return torch.zeros(slots, kv_heads, capacity, head_dim, dtype=self._dtype, device=self._device)
 
 
+class FrameCache:
+    """Keys and values of the positions of a frame, [slots, K, positions, E] of every layer."""
+
+    def __init__(
+        self, config: DecoderConfig, slots: int, positions: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (slots, config.num_key_value_heads, positions, config.head_dim)
+        blank = torch.zeros(2, config.num_hidden_layers, *shape, dtype=dtype, device=device)
+        self.keys, self.values = (list(side) for side in blank)
+
+
 def _blocks(positions: int) -> int:
     return -(-positions // BLOCK) * BLOCK

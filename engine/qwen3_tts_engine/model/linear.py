@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwen3_tts_engine.errors import ConfigError
 from qwen3_tts_engine.model.checkpoint import Weights
 
 MIN_PACKED_ELEMENTS = (
@@ -54,6 +55,11 @@ class Int8Linear(Linear):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Raises ConfigError with a PyTorch that has no such operator any more."""
+        if not has_int8():
+            raise ConfigError(
+                f"weights is 'int8', and PyTorch {torch.__version__} has no product for it; use 'full'"
+            )
         rounded, scales = round_to_int8(weight)
         self._packed = torch.ops.quantized.linear_prepack(_quantized(rounded, scales), None)
         self._bias = bias

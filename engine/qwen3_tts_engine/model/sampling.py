@@ -17,6 +17,7 @@ from torch import Tensor
 from qwen3_tts_engine.request import Sampling
 
 EVERY_LOGIT = 1 << 31  # more than any vocabulary has
+RESERVED_CODES = 1024  # the talker's last ids are control codes; of them only the end may be drawn
 COLDEST = 1e-30  # colder, logits overflow; long before that only the likeliest code is drawn
 
 
@@ -97,6 +98,14 @@ def draw(logits: Tensor, rows: RowSampling, noise: Tensor) -> Tensor:
         return logits.argmax(-1)
     drawn = (_probabilities(logits, rows) / noise).argmax(-1)
     return drawn if rows.kind.all_sampled else torch.where(rows.sampled, drawn, logits.argmax(-1))
+
+
+def suppressed_codes(vocab_size: int, eos: int) -> Tensor:
+    """Which first codes are never drawn: bool [V]."""
+    suppressed = torch.zeros(vocab_size, dtype=torch.bool)
+    suppressed[-RESERVED_CODES:] = True
+    suppressed[eos] = False
+    return suppressed
 
 
 def penalise(logits: Tensor, spoken: Tensor, penalty: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qwen3_tts_engine.model.avx512 import Avx512Stack
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import DecoderConfig
 from qwen3_tts_engine.model.kv_cache import BLOCK, KeysAndValues
@@ -22,22 +21,17 @@ from qwen3_tts_engine.model.layers import (
     sdpa,
     sdpa_cached,
 )
+from qwen3_tts_engine.model.native.layers import NativeStack, can_load_layers
 
 
 class Stack(Protocol):
-    """All layers of one language model and its last norm."""
+    """All layers of the talker and its last norm."""
 
     def prefill(self, prompts: list[Tensor], first_slot: int, cache: KeysAndValues) -> Tensor:
         """N prompts of [L_i, D], for the slots from `first_slot` on -> their last hidden states [N, D]."""
 
     def step(self, x: Tensor, positions: Tensor, span: int, cache: KeysAndValues) -> Tensor:
         """x [B, D] at positions [B] of slots 0 to B-1, all below `span` -> hidden states [B, D]."""
-
-    def begin(self, x: Tensor, cache: KeysAndValues) -> Tensor:
-        """x [B, 2, D] at the first two positions of slots 0 to B-1 -> hidden states of the second [B, D]."""
-
-    def advance(self, x: Tensor, position: int, cache: KeysAndValues) -> Tensor:
-        """x [B, D], all at the same position of slots 0 to B-1 -> hidden states [B, D]."""
 
 
 def load_stack(
@@ -49,8 +43,8 @@ def load_stack(
         slots, positions: the most there will be.
         attention: what PyTorch attends with.
     """
-    if Avx512Stack.can_load(weights, config):
-        return Avx512Stack(weights, config, slots, positions)
+    if can_load_layers(weights, config):
+        return NativeStack(weights, config, slots, positions)
     return TorchStack(weights, config, slots, positions, attention)
 
 
@@ -100,6 +94,7 @@ class TorchStack:
         return self._last_norm(x[:, 0])
 
     def begin(self, x: Tensor, cache: KeysAndValues) -> Tensor:
+        """x [B, 2, D] at the first two positions of slots 0 to B-1 -> hidden states of the second [B, D]."""
         cos, sin = (table[None] for table in self._rotary.at(slice(0, 2)))
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             query, key, value = layer.project(x, cos, sin)
@@ -109,6 +104,7 @@ class TorchStack:
         return self._last_norm(x[:, -1])
 
     def advance(self, x: Tensor, position: int, cache: KeysAndValues) -> Tensor:
+        """x [B, D], all at the same position of slots 0 to B-1 -> hidden states [B, D]."""
         x, seen = x[:, None], slice(0, position + 1)
         cos, sin = (table[None] for table in self._rotary.at(slice(position, position + 1)))
         for layer, all_keys, all_values in zip(self._layers, cache.keys, cache.values, strict=True):

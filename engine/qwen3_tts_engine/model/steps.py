@@ -24,18 +24,14 @@ from torch import Tensor
 
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.code_embedding import CodeEmbedding
-from qwen3_tts_engine.model.code_predictor import CodePredictor
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.model.config import TalkerConfig
+from qwen3_tts_engine.model.frame import load_frame
 from qwen3_tts_engine.model.kv_cache import BLOCK
 from qwen3_tts_engine.model.layers import AttentionKernels
-from qwen3_tts_engine.model.sampling import DrawKind, RowSampling, draw, penalise
+from qwen3_tts_engine.model.slot_state import FrameKind, SlotState
 from qwen3_tts_engine.model.talker import Talker
-from qwen3_tts_engine.request import CODES_PER_FRAME, FRAME_SAMPLES, Sampling
-
-MIN_FRAMES = 2  # upstream never ends an utterance before its second frame
-RESERVED_CODES = 1024  # the talker's last ids are control codes; of them only the end may be drawn
-GREEDY = Sampling(do_sample=False)
+from qwen3_tts_engine.request import CODES_PER_FRAME, FRAME_SAMPLES
 
 SPAN = 64  # positions; must divide BLOCK
 RECORDED_SPANS = (256, 512, 1024, 2048)  # 2048 positions are 160 s of speech
@@ -71,7 +67,7 @@ class Buckets:
 
 
 class LanguageModels:
-    """The talker and the code predictor, and the table of codes they share."""
+    """The talker, what makes frames of its states, and the tables of codes and text that they share."""
 
     def __init__(
         self,
@@ -82,52 +78,8 @@ class LanguageModels:
         resident: int = 0,
     ) -> None:
         self.embedding = CodeEmbedding(weights, config)
-        self.predictor = CodePredictor(weights.below("code_predictor."), config, self.embedding, slots)
         self.talker = Talker(weights, config, slots, attention, resident)
-        self.eos = config.codec_eos_token_id
-        suppressed = torch.zeros(config.vocab_size, dtype=torch.bool)
-        suppressed[-RESERVED_CODES:] = True
-        suppressed[self.eos] = False
-        self.suppressed = suppressed.to(weights.device)  # [V]
-
-
-class SlotState:
-    """Where every slot is: one row each, in tensors that stay where they are.
-
-    Attributes:
-        staged: what the host says before each step, int64 [3, S]; the next three are its rows.
-        position: where in the talker's context `next_input` goes.
-        text: the text token that joins the frame about to be spoken.
-        num_frames: frames spoken before this one.
-        noise: unit exponential draws of a frame, [S, V + 15·V'].
-        hidden: what the talker means, [S, D].
-        codes: the frame, int64 [S, 16].
-        next_input: what the talker hears of it, [S, D].
-        spoken: the first codes an utterance has had, bool [S, V].
-        first, rest: how a frame's first code and its other fifteen are drawn.
-        penalty: on codes already spoken, [S, 1].
-    """
-
-    def __init__(self, config: TalkerConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        steps = config.num_code_groups - 1
-        first_vocab, rest_vocab = config.vocab_size, config.code_predictor_config.vocab_size
-        self.staged = torch.zeros(3, slots, dtype=torch.int64, device=device)
-        self.position, self.text, self.num_frames = self.staged.unbind()
-        self.noise = torch.ones(slots, first_vocab + steps * rest_vocab, device=device)
-        self.first_noise = self.noise[:, :first_vocab]
-        self.rest_noise = self.noise[:, first_vocab:].unflatten(1, (steps, rest_vocab))
-        self.hidden = torch.zeros(slots, config.hidden_size, dtype=dtype, device=device)
-        self.next_input = torch.zeros_like(self.hidden)
-        self.spoken = torch.zeros(slots, first_vocab, dtype=torch.bool, device=device)
-        self.codes = torch.zeros(slots, config.num_code_groups, dtype=torch.int64, device=device)
-        self.first = RowSampling.of([GREEDY] * slots, first_vocab, device)
-        self.rest = RowSampling.of([GREEDY] * slots, rest_vocab, device)
-        self.penalty = torch.ones(slots, 1, device=device)
-
-    def move(self, source: int, target: int) -> None:
-        """What a slot has and the host does not: the rest is staged anew."""
-        for state in (self.next_input, self.spoken):
-            state[target] = state[source]
+        self.frame = load_frame(weights, config, self.embedding, self.talker.text, slots)
 
 
 def talker_step(models: LanguageModels, state: SlotState, batch: int, span: int) -> None:
@@ -136,30 +88,9 @@ def talker_step(models: LanguageModels, state: SlotState, batch: int, span: int)
     state.hidden[:batch] = models.talker.step(x, position, span)
 
 
-@dataclass(frozen=True)
-class FrameKind:
-    """How the rows of a batch draw a frame's first code and the other fifteen."""
-
-    first: DrawKind
-    rest: DrawKind
-
-    def covers(self, other: FrameKind) -> bool:
-        return self.first.covers(other.first) and self.rest.covers(other.rest)
-
-
 def predictor_frame(models: LanguageModels, state: SlotState, batch: int, kind: FrameKind) -> None:
     """Slots 0 to B-1 speak a whole frame and hear it, together with the next text token."""
-    hidden, spoken = state.hidden[:batch], state.spoken[:batch]
-    logits = penalise(models.talker.logits(hidden), spoken, state.penalty[:batch])
-    logits.masked_fill_(models.suppressed, -torch.inf)
-    logits[:, models.eos].masked_fill_(state.num_frames[:batch] < MIN_FRAMES, -torch.inf)
-    first = draw(logits, state.first.first(batch, kind.first), state.first_noise[:batch])
-    rest_sampling, rest_noise = state.rest.first(batch, kind.rest), state.rest_noise[:batch]
-    codes = state.codes[:batch]
-    codes[:, 0] = first
-    codes[:, 1:] = models.predictor.frame(hidden, first, rest_sampling, rest_noise)
-    spoken.scatter_(1, codes[:, :1], True)
-    state.next_input[:batch] = models.embedding.sum(codes) + models.talker.text(state.text[:batch])
+    models.frame.speak(state, batch, kind)
 
 
 class CodecState:

@@ -25,20 +25,20 @@ class TextTable:
         self._embedding = weights.take("model.text_embedding.weight")  # [V, text hidden]
         self._widen = Linear.load(weights, "text_projection.linear_fc1")
         self._narrow = Linear.load(weights, "text_projection.linear_fc2")
-        self._rows = self._embedding.new_empty(len(self._embedding), hidden_size)
+        self.rows = self._embedding.new_empty(len(self._embedding), hidden_size)
         self._known: set[int] = set()
 
     def learn(self, ids: set[int]) -> None:
         """Project the tokens that have no row yet."""
         new = sorted(ids - self._known)
         if new:
-            where = torch.tensor(new, device=self._rows.device)
-            self._rows[where] = self._narrow(F.silu(self._widen(self._embedding[where])))
+            where = torch.tensor(new, device=self.rows.device)
+            self.rows[where] = self._narrow(F.silu(self._widen(self._embedding[where])))
             self._known.update(new)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids [N], all learnt -> [N, D]."""
-        return self._rows[ids]
+        return self.rows[ids]
 
 
 class Talker:
@@ -53,7 +53,6 @@ class Talker:
         resident: int = 0,
     ) -> None:
         self.text = TextTable(weights, config.hidden_size)
-        self._head = Linear.load(weights, "codec_head")  # D -> V
         positions = config.max_position_embeddings
         self._stack = load_stack(weights.below("model."), config, slots, positions, attention)
         self.cache = KVCache(config, slots, weights.dtype, weights.device, resident)
@@ -65,7 +64,3 @@ class Talker:
     def step(self, x: Tensor, positions: Tensor, span: int) -> Tensor:
         """x [B, D] at positions [B] of slots 0 to B-1, all below `span` -> hidden states [B, D]."""
         return self._stack.step(x, positions, span, self.cache)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next frame's first code: hidden [B, D] -> float32 [B, V]."""
-        return self._head(hidden).float()
