@@ -77,6 +77,17 @@ def loading(
         finder.forget()
 
 
+def ensuring(finder: VoiceFinder, name: str, timeout_s: float) -> Conversation[ModelState]:
+    """Load what is not loaded; whoever is loading or unloading it is let finish first."""
+    model = yield from _waiting(name, ("READY", "UNAVAILABLE"), timeout_s)
+    if model.is_ready:
+        return model
+    try:
+        return (yield from _starting(name, None, timeout_s))
+    finally:
+        finder.forget()
+
+
 def unloading(finder: VoiceFinder, name: str, timeout_s: float) -> Conversation[None]:
     try:
         if (yield from _finding(name)).state != "UNAVAILABLE":
@@ -126,6 +137,20 @@ class Models:
         """
         return self._client._talk(loading(self._client._finder, name, checkpoint, timeout_s))
 
+    def ensure_loaded(self, name: str, *, timeout_s: float = PATIENCE_S) -> ModelState:
+        """Load a model unless it is loaded, with whatever checkpoint; whoever is loading it is waited for.
+
+        Args:
+            name: as in the repository.
+            timeout_s: longest wait for others to finish, and again for this load.
+
+        Raises:
+            InvalidRequest: no such model.
+            EngineFailed: it could not be loaded; the message is Triton's.
+            ServerUnavailable: it took longer than `timeout_s`.
+        """
+        return self._client._talk(ensuring(self._client._finder, name, timeout_s))
+
     def unload(self, name: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Unload a model and wait until its last utterance has ended and its memory is free.
 
@@ -155,6 +180,10 @@ class AsyncModels:
     ) -> ModelState:
         """As `Models.load`."""
         return await self._client._talk(loading(self._client._finder, name, checkpoint, timeout_s))
+
+    async def ensure_loaded(self, name: str, *, timeout_s: float = PATIENCE_S) -> ModelState:
+        """As `Models.ensure_loaded`."""
+        return await self._client._talk(ensuring(self._client._finder, name, timeout_s))
 
     async def unload(self, name: str, *, timeout_s: float = PATIENCE_S) -> None:
         """As `Models.unload`."""

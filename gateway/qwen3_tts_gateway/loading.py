@@ -94,7 +94,7 @@ class ModelKeeper:
         async with self._lock(model):
             if not await self._tts.models.ready(model):
                 log.info("loading on first use", extra={"model": model})
-                await self._tts.models.load(model)
+                await self._tts.models.ensure_loaded(model)
             self._last_used_s[model] = self._clock()
 
     async def _unload_if_idle(self, model: str) -> bool:

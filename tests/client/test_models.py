@@ -1,6 +1,9 @@
 """Models that come and go while the server runs."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,6 +16,7 @@ from qwen3_tts_client import (
     ServerUnavailable,
     SpeechClient,
 )
+from real_server import wait_until
 
 BASE, CUSTOM_VOICE = "qwen3_tts_base", "qwen3_tts_custom_voice"
 GRANDPA = ClonedVoice(b"RIFF grandpa", "Once upon a time.")
@@ -97,6 +101,56 @@ async def test_a_model_that_does_not_go_is_not_waited_for_forever(meeting):
         with pytest.raises(ServerUnavailable, match=r"qwen3_tts_base is still UNLOADING after 0\.1 s"):
             await tts.models.load(BASE, timeout_s=0.1)
         assert server.history == [f"unload {BASE}"]
+
+
+@contextmanager
+def loaded_by_another(server, model):
+    """A load that goes on until it has been looked at."""
+    gate = server.gates[model] = threading.Event()
+
+    def wait_for_a_look():
+        looks = server.looks[model]
+        wait_until(lambda: server.looks[model] > looks, "it is looked at")
+        gate.set()
+
+    with SpeechClient(server.url) as other, ThreadPoolExecutor() as threads:
+        load = threads.submit(other.models.load, model)
+        wait_until(lambda: model in server.loading, "it is being loaded")
+        looked_at = threads.submit(wait_for_a_look)
+        yield
+        looked_at.result()
+        load.result()
+
+
+async def test_what_is_loaded_is_left_as_it_is(meeting):
+    async with meeting() as (server, tts):
+        assert (await tts.models.ensure_loaded(BASE)).is_ready
+        assert server.history == []
+
+
+async def test_what_is_not_loaded_is_loaded_without_an_unload(meeting):
+    async with meeting(models=[], repository=[BASE], reasons={BASE: "unloaded"}) as (server, tts):
+        assert (await tts.models.ensure_loaded(BASE)).is_ready
+        assert server.history == [f"load {BASE}"]
+
+
+async def test_what_is_going_is_waited_for_and_loaded_anew(meeting):
+    async with meeting(models=[], repository=[BASE], unloading={BASE: 2}) as (server, tts):
+        assert (await tts.models.ensure_loaded(BASE)).is_ready
+        assert server.history == [f"load {BASE}"]
+        assert server.most_copies == 1
+
+
+async def test_a_load_that_somebody_else_began_is_waited_for(meeting):
+    async with meeting(models=[], repository=[BASE]) as (server, tts):
+        with loaded_by_another(server, BASE):
+            assert (await tts.models.ensure_loaded(BASE)).is_ready
+        assert server.history == [f"load {BASE}"]
+
+
+async def test_a_load_that_somebody_else_failed_at_is_tried_again(meeting):
+    async with meeting(models=[], repository=[BASE], reasons={BASE: "out of memory"}) as (server, tts):
+        assert (await tts.models.ensure_loaded(BASE)).is_ready
 
 
 async def test_a_name_that_is_not_in_the_repository_gets_those_that_are(meeting):

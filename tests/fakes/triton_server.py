@@ -15,6 +15,7 @@ Models that answer once have an answer in place of a script, from a call to its 
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -226,6 +227,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         parts: of ensembles, loaded along with them.
         gates: what the loading of a model waits for.
         num_looks: how often a model that unloads is still there when somebody looks.
+        looks: how often somebody has looked at each model.
         history: loads and unloads, in order.
         most_copies: of a model that were ever held at once.
         configs: those that came along with a load.
@@ -243,6 +245,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     parts: dict[str, Sequence[str]] = field(default_factory=dict)
     gates: dict[str, threading.Event] = field(default_factory=dict)
     num_looks: int = 2
+    looks: Counter[str] = field(default_factory=Counter)
     history: list[str] = field(default_factory=list)
     most_copies: int = 1
     configs: dict[str, str] = field(default_factory=dict)
@@ -347,6 +350,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.RepositoryModelLoadResponse()
 
     def _look_at(self, name: str) -> str:
+        self.looks[name] += 1
         if name in self.models:
             return "READY"
         if name in self.loading:

@@ -124,6 +124,32 @@ async def test_a_model_whose_only_user_hung_up_while_it_was_loaded_is_idle(
     assert await keeper.unload_idle() == [TALKER]
 
 
+async def test_a_model_that_another_gateway_is_loading_is_waited_for(
+    keeper: ModelKeeper, tts: AsyncSpeechClient, empty_triton: FakeTriton, clock: HandClock
+) -> None:
+    another = ModelKeeper(tts, preloaded=False, clock=clock)
+    [theirs] = await begin_to_use(another, empty_triton, 1)
+    ours = asyncio.create_task(use(keeper))
+    await asyncio.to_thread(wait_until, lambda: empty_triton.looks[TALKER] > 2, "we look, too")
+    empty_triton.gates[TALKER].set()
+    await asyncio.gather(ours, theirs)
+    assert empty_triton.history == [f"load {TALKER}"]
+
+
+async def test_a_load_that_was_cut_short_is_waited_for(
+    keeper: ModelKeeper, tts: AsyncSpeechClient, empty_triton: FakeTriton, clock: HandClock
+) -> None:
+    earlier = ModelKeeper(tts, preloaded=False, clock=clock)
+    [user] = await begin_to_use(earlier, empty_triton, 1)
+    await earlier.close()
+    await asyncio.gather(user, return_exceptions=True)
+    ours = asyncio.create_task(use(keeper))
+    await asyncio.to_thread(wait_until, lambda: empty_triton.looks[TALKER] > 2, "we look")
+    empty_triton.gates[TALKER].set()
+    await ours
+    assert empty_triton.history == [f"load {TALKER}"]
+
+
 async def test_closing_waits_for_no_load(keeper: ModelKeeper, empty_triton: FakeTriton) -> None:
     [user] = await begin_to_use(keeper, empty_triton, 1)
     await keeper.close()
