@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_tts_client import KeyRefused
 from qwen3_tts_gateway.errors import KNOWN_ERRORS, Reply, invalid_input, reply_to
+from qwen3_tts_gateway.naming import as_callers_say
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def told(error: Exception) -> str:
     """What a caller is told of a known error; what is kept from them goes to the log."""
     message = reply_to(error).message
     if message is None:
-        return str(error)
+        return as_callers_say(str(error))
     if isinstance(error, KeyRefused):
         log.error(
             "Triton refuses the gateway's key: set TRITON_API_KEY to Triton's", extra={"reason": str(error)}

@@ -7,12 +7,15 @@ One voice store serves many keys. A key's voices are kept as `key-<owner>.<name>
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 
 from qwen3_tts_client import AsyncSpeechClient, FoundVoice, Saved, UnknownVoice
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.keys import OWNER_LENGTH
 
+_NAME = re.compile(r"[\w .\-]{1,64}")
+_SHOWN_CHARACTERS = 80  # of a name that is refused
 _OWNED = re.compile(rf"key-[0-9a-f]{{{OWNER_LENGTH}}}\.")
 _MIXED = re.compile(r"\s*([^+()]+?)\s*(\(\s*[0-9.]+\s*\))?\s*")
 PROMPT_PREFIX = "prompt-"
@@ -37,16 +40,35 @@ def visible_name(owner: str, stored: str) -> str | None:
     return None if _OWNED.match(name) or name.startswith(PROMPT_PREFIX) else name
 
 
-def check_new_name(name: str, aliases: Collection[str]) -> None:
-    """The voices model checks the rest: characters, length, built-in speakers.
+def as_callers_say(text: str) -> str:
+    """What Triton says of a key's voices, without what their names begin with in the store."""
+    return _OWNED.sub("", text)
+
+
+def check_new_name(name: str, aliases: Collection[str], speakers: Collection[str] = ()) -> str:
+    """A voice's name as it is kept, Unicode NFC, judged without what a key's begins with in the store.
 
     Raises:
-        InvalidInput: the name means something else already.
+        InvalidInput: no voice may have the name, or it means something else already.
     """
-    if name.lower() in aliases:
-        raise InvalidInput(f"name is {name!r}, which is an alias of a built-in speaker", param="name")
+    name = unicodedata.normalize("NFC", name)
+    told = f"name is {name[:_SHOWN_CHARACTERS]!r}"
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        raise InvalidInput(
+            f"{told}; a voice's is 1 to 64 letters, digits, spaces or any of _.-, and neither . nor ..",
+            param="name",
+        )
+    if _is_among(aliases, name):
+        raise InvalidInput(f"{told}, which is an alias; choose another", param="name")
+    if _is_among(speakers, name):
+        raise InvalidInput(f"{told}, which is a built-in speaker's; choose another", param="name")
     if _OWNED.match(name) or name.startswith(PROMPT_PREFIX):
-        raise InvalidInput(f"name is {name!r}; names that begin this way are the gateway's own", param="name")
+        raise InvalidInput(f"{told}; names that begin this way are the gateway's own", param="name")
+    return name
+
+
+def _is_among(names: Collection[str], name: str) -> bool:
+    return name.casefold() in {taken.casefold() for taken in names}
 
 
 class VoiceNames:

@@ -149,7 +149,7 @@ async def test_a_load_that_somebody_else_began_is_waited_for(meeting):
 
 
 async def test_a_load_that_somebody_else_failed_at_is_tried_again(meeting):
-    async with meeting(models=[], repository=[BASE], reasons={BASE: "out of memory"}) as (server, tts):
+    async with meeting(models=[], repository=[BASE], reasons={BASE: "out of memory"}) as (_, tts):
         assert (await tts.models.ensure_loaded(BASE)).is_ready
 
 

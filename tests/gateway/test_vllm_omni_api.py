@@ -379,6 +379,27 @@ def test_a_name_that_means_something_else_is_refused(http: httpx.Client, shelf: 
 
 
 @pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "a+b", "a(2)", "grand\u200bpa", "x" * 65, "Ryan", "ryan", "VIVIAN"]
+)
+@pytest.mark.parametrize("keys", [(), ("mine",)], ids=["open", "with keys"])
+def test_a_name_that_no_voice_may_have_is_refused(
+    fake_triton: FakeTriton, shelf: Shelf, keys: tuple[str, ...], name: str
+) -> None:
+    ours = settings(triton_grpc_port=fake_triton.port, api_keys=keys)
+    with (
+        running_gateway(ours) as gateway,
+        httpx.Client(base_url=gateway.url, headers={"X-API-Key": "mine"}) as http,
+    ):
+        assert refusal(save(http, name))[:2] == (400, "name")
+    assert shelf.voices == {}
+
+
+def test_a_name_is_kept_as_unicode_composes_it(http: httpx.Client, shelf: Shelf) -> None:
+    assert save(http, "Jose\u0301").json()["id"] == "Jos\u00e9"
+    assert [*shelf.voices] == ["Jos\u00e9"]
+
+
+@pytest.mark.parametrize(
     ("embedding", "told"),
     [
         ("", "JSON"),
@@ -499,6 +520,33 @@ def test_every_key_has_voices_of_its_own(
     assert len(spoken_with) == 2
     assert yours.delete(f"{VOICES}/grandpa").status_code == 200
     assert names(mine) == {"grandpa"}
+
+
+def test_a_key_never_hears_what_the_store_calls_its_voices(
+    mine: httpx.Client, fake_triton: FakeTriton
+) -> None:
+    assert refusal(mine.delete(f"{VOICES}/grandpa"))[2] == "no voice is saved as 'grandpa'"
+    save(mine, "grandpa")
+
+    def is_of_another_size(call: Call) -> Iterator[Any]:
+        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"voice {call.string('voice')!r} does not fit")
+        yield
+
+    fake_triton.script = is_of_another_size
+    assert refusal(speak(mine, voice="grandpa")) == (400, None, "voice 'grandpa' does not fit")
+
+
+@pytest.mark.triton
+def test_a_key_may_use_all_of_a_names_64_characters(server: Server) -> None:
+    locked = settings(triton_grpc_port=server.grpc_port, api_keys=("mine",))
+    with (
+        running_gateway(locked) as gateway,
+        httpx.Client(base_url=gateway.url, headers={"X-API-Key": "mine"}, timeout=60) as http,
+    ):
+        name = "x" * 64
+        assert save(http, name).status_code == 200
+        assert http.post("/v1/audio/speech", json={**SPOKEN, "voice": name}).status_code == 200
+        assert http.delete(f"{VOICES}/{name}").status_code == 200
 
 
 def test_a_keys_own_voice_goes_before_one_that_is_nobodys(

@@ -51,6 +51,16 @@ def test_a_name_of_letters_digits_and_a_little_more_is_kept_as_it_is(name):
     assert check_name(name, SPEAKERS) == name
 
 
+OWNER = "key-0123456789ab."
+
+
+def test_the_owner_that_a_gateway_puts_in_front_is_not_counted():
+    assert check_name(f"{OWNER}{'a' * 64}") == f"{OWNER}{'a' * 64}"
+    for name in (f"{OWNER}{'a' * 65}", f"key-{'x' * 12}.{'a' * 64}"):
+        with pytest.raises(InvalidRequest, match="1 to 64 letters"):
+            check_name(name)
+
+
 @pytest.mark.parametrize("name", BAD.values(), ids=BAD.keys())
 def test_any_other_name_is_refused_in_a_few_words(name):
     with pytest.raises(InvalidRequest, match=r"^name is .*; a voice's is 1 to 64 letters") as refusal:

@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from qwen3_tts_engine.errors import InvalidRequest
 
-NAME = re.compile(r"[\w .\-]{1,64}")
+# A gateway with keys puts in front whose voice it is, and has seen to the rest.
+NAME = re.compile(r"(?:key-[0-9a-f]{12}\.)?[\w .\-]{1,64}")
 SHOWN_CHARACTERS = 80  # of a name that is refused
 
 

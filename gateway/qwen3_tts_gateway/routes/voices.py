@@ -65,7 +65,9 @@ async def save_voice(
 
     A voice of the same name is replaced. What was heard in the recording is kept, not the recording.
     """
-    check_new_name(name, gate.names.aliases)
+    async with gate.keeper.using("voices"):
+        speakers = await gate.tts.voices.speakers()
+    name = check_new_name(name, gate.names.aliases, [speaker.name for speaker in speakers])
     if (audio_sample is None) == (speaker_embedding is None):
         raise InvalidInput("give audio_sample or speaker_embedding, one of them", param="audio_sample")
     heard: ClonedVoice | VoicePrompt
