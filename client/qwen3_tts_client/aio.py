@@ -31,13 +31,13 @@ class AsyncSpeechStream(Reception):
     """`SpeechStream` for `async with` and `async for`."""
 
     def __init__(self, utterance: Utterance, client: AsyncSpeechClient) -> None:
-        super().__init__(utterance)
+        super().__init__(utterance, client._finder)
         self._client = client
         self._call: Any = None
 
     async def __aenter__(self) -> Self:
         self._begin()
-        request = await self._client._talk(self._addressing(self._client._finder))
+        request = await self._client._talk(self._addressing())
         self._call = self._client._stub.ModelStreamInfer(iter([request]), metadata=self._client._metadata)
         self._client._open_streams.add(self)
         return self

@@ -38,7 +38,7 @@ class SpeechStream(Reception):
     """
 
     def __init__(self, utterance: Utterance, client: SpeechClient) -> None:
-        super().__init__(utterance)
+        super().__init__(utterance, client._finder)
         self._client = client
         self._call: Any = None
         self._responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -48,7 +48,7 @@ class SpeechStream(Reception):
 
     def __enter__(self) -> Self:
         self._begin()
-        request = self._client._talk(self._addressing(self._client._finder))
+        request = self._client._talk(self._addressing())
         self._call = self._client._stub.ModelStreamInfer(iter([request]), metadata=self._client._metadata)
         self._client._open_streams.add(self)
         self._reader.start()

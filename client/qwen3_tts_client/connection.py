@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from qwen3_tts_client.errors import SpeechError, error_from_triton
+from qwen3_tts_client.errors import ServerUnavailable, SpeechError, error_from_triton, is_unserved
 from qwen3_tts_client.finding import VoiceFinder
 from qwen3_tts_client.request import SpeechOptions, Utterance, speech_request
 from qwen3_tts_client.voice import FoundVoice, Voice
@@ -110,7 +110,10 @@ class Connection:
 
     def _error(self, error: grpc.RpcError, request: Any) -> SpeechError:
         request_id = getattr(request, "id", "")
-        return error_from_triton(error.code(), error.details(), url=self.url, request_id=request_id)
+        told = error_from_triton(error.code(), error.details(), url=self.url, request_id=request_id)
+        if isinstance(told, ServerUnavailable) and not is_unserved(told):
+            self._finder.forget()
+        return told
 
 
 def _credentials(

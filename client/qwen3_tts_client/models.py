@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToJson  # type: ignore[import-unt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.conversation import Conversation, Pause, Question
-from qwen3_tts_client.errors import EngineFailed, InvalidRequest, ServerUnavailable
+from qwen3_tts_client.errors import EngineFailed, InvalidRequest, KeyRefused, ServerUnavailable, is_unserved
 
 if TYPE_CHECKING:
     from qwen3_tts_client.aio import AsyncSpeechClient
@@ -63,6 +63,18 @@ def listing() -> Conversation[list[ModelState]]:
 def asking_ready(name: str) -> Conversation[bool]:
     answer = yield Question("ModelReady", service_pb2.ModelReadyRequest(name=name))
     return bool(answer.ready)
+
+
+def asking_checkpoint(name: str, timeout_s: float | None = None) -> Conversation[str]:
+    """The checkpoint in a model's configuration; empty if the model is not loaded, or only others may ask."""
+    try:
+        answer = yield Question("ModelConfig", service_pb2.ModelConfigRequest(name=name), timeout_s)
+    except (KeyRefused, ServerUnavailable) as error:
+        if isinstance(error, KeyRefused) or is_unserved(error):
+            return ""
+        raise
+    parameters = answer.config.parameters
+    return parameters[_LOADED_CHECKPOINT].string_value or parameters["checkpoint"].string_value or ""
 
 
 def loading(

@@ -54,7 +54,7 @@ class Reception:
             prompt included; None until then.
     """
 
-    def __init__(self, utterance: Utterance) -> None:
+    def __init__(self, utterance: Utterance, finder: VoiceFinder) -> None:
         self.request_id: str = utterance.request.id
         self.sample_rate = 0
         self.num_frames = 0
@@ -62,6 +62,7 @@ class Reception:
         self.received_s = 0.0
         self.time_to_first_audio_s: float | None = None
         self._utterance = utterance
+        self._finder = finder
         self._began_at_s = 0.0
         self._num_chunks = 0
         self._is_complete = False
@@ -84,11 +85,12 @@ class Reception:
             raise RuntimeError("a stream speaks once; ask the client for another")
         self._began_at_s = time.perf_counter()
 
-    def _addressing(self, finder: VoiceFinder) -> Conversation[service_pb2.ModelInferRequest]:
+    def _addressing(self) -> Conversation[service_pb2.ModelInferRequest]:
         """Find the voice and, with it, the model to send the request to."""
         utterance = self._utterance
         try:
-            address(utterance.request, (yield from finder.finding(utterance.voice, utterance.timeout_s)))
+            voice = yield from self._finder.finding(utterance.voice, utterance.timeout_s)
+            address(utterance.request, voice)
         except SpeechError as error:
             self._fail(error)
             raise
@@ -144,6 +146,8 @@ class Reception:
     def _fail(self, error: SpeechError) -> SpeechError:
         error.request_id = error.request_id or self.request_id
         self._failure = error
+        if isinstance(error, ServerUnavailable):
+            self._finder.forget()
         return error
 
     def _fail_with_status(self, error: grpc.RpcError) -> SpeechError:

@@ -2,15 +2,27 @@
 
 import asyncio
 import io
+import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 import soundfile
 from grpc import StatusCode
+from tritonclient.grpc import service_pb2
 
-from fakes.triton_server import MODEL_INPUTS, PATIENCE_S, RefusalError, Shelf, answered, hears, says, triton
+from fakes.triton_server import (
+    MODEL_INPUTS,
+    PATIENCE_S,
+    SPEAKERS,
+    RefusalError,
+    Shelf,
+    answered,
+    hears,
+    says,
+    triton,
+)
 from qwen3_tts_client import (
     AsyncSpeechClient,
     BuiltIn,
@@ -21,11 +33,12 @@ from qwen3_tts_client import (
     InvalidRequest,
     Saved,
     SavedVoice,
+    ServerUnavailable,
     Speaker,
     SpeechClient,
     model_of,
 )
-from qwen3_tts_client.finding import VoiceFinder
+from qwen3_tts_client.finding import PROMPT_LIFETIME_S, SPEAKERS_LIFETIME_S, VoiceFinder
 
 GRANDPA = ClonedVoice(b"RIFF grandpa, as he was", "Once upon a time.")
 TIMBRE = ClonedVoice(b"RIFF grandpa, as he was", x_vector_only=True)
@@ -119,17 +132,74 @@ def test_the_least_recently_used_prompt_is_forgotten_first():
     assert [asks(finder, voice) for voice in (a, b)] == [False, True]
 
 
+HEARD = {"speaker_embedding": np.zeros(8, "f4"), "ref_codes": np.zeros((0, 16), "i4")}
+
+
 def asks(finder, voice):
-    """Whether finding this voice takes a question."""
-    conversation = finder.finding(voice)
-    answer = answered({"speaker_embedding": np.zeros(8, "f4"), "ref_codes": np.zeros((0, 16), "i4")})
-    try:
-        next(conversation)
-    except StopIteration:
-        return False
-    with pytest.raises(StopIteration):
-        conversation.send(answer)
-    return True
+    """Whether finding this voice takes a question of one of the models."""
+    conversation, num_asked, answer = finder.finding(voice), 0, None
+    with suppress(StopIteration):
+        while question := conversation.send(answer):
+            if question.rpc == "ModelConfig":
+                answer = service_pb2.ModelConfigResponse()
+                continue
+            num_asked += 1
+            outputs = {"voices": {"result": json.dumps({"speakers": SPEAKERS})}, "create_voice": HEARD}
+            answer = answered(outputs[question.request.model_name])
+    return num_asked > 0
+
+
+@pytest.mark.parametrize(
+    ("voice", "lifetime_s"), [("ryan", SPEAKERS_LIFETIME_S), (GRANDPA, PROMPT_LIFETIME_S)], ids=repr
+)
+def test_what_was_found_is_asked_for_anew_after_a_while(voice, lifetime_s):
+    now_s = 100.0
+    finder = VoiceFinder(clock=lambda: now_s)
+    assert asks(finder, voice)
+    now_s += lifetime_s - 1
+    assert not asks(finder, voice)
+    now_s += 1
+    assert asks(finder, voice)
+    assert not asks(finder, voice)
+
+
+def is_away(call):
+    raise RefusalError(StatusCode.UNAVAILABLE, "the server is being restarted")
+
+
+async def test_a_server_that_was_away_is_asked_anew(meeting):
+    async with meeting() as (server, tts):
+        await tts.synthesize("Hi.", "ryan")
+        await tts.synthesize("Hi.", GRANDPA)
+        server.script = is_away
+        with pytest.raises(ServerUnavailable):
+            await tts.synthesize("Hi.", "ryan")
+        server.script = says(1)
+        await tts.synthesize("Hi.", "ryan")
+        await tts.synthesize("Hi.", GRANDPA)
+        assert operations(server) == ["speakers"] * 2
+        assert recordings(server) == [GRANDPA.recording] * 2
+
+
+async def test_a_server_that_could_not_be_asked_is_asked_anew(meeting):
+    async with meeting() as (server, tts):
+        await tts.synthesize("Hi.", "ryan")
+        shelf, server.answers["voices"] = server.answers["voices"], is_away
+        with pytest.raises(ServerUnavailable):
+            await tts.voices.list()
+        server.answers["voices"] = shelf
+        await tts.synthesize("Hi.", "ryan")
+        assert operations(server) == ["speakers", "list", "speakers"]
+
+
+async def test_a_recording_is_heard_anew_for_a_checkpoint_that_somebody_else_loaded(meeting):
+    async with meeting() as (server, tts):
+        await tts.synthesize("Hi.", GRANDPA)
+        with SpeechClient(server.url) as other:
+            other.models.load("qwen3_tts_base", checkpoint="Qwen/Qwen3-TTS-12Hz-0.6B-Base")
+        for _ in range(2):
+            await tts.synthesize("Hi.", GRANDPA)
+        assert recordings(server) == [GRANDPA.recording] * 2
 
 
 async def test_a_batch_hears_each_recording_once(meeting):

@@ -311,6 +311,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if request.name.startswith("qwen3_tts_"):
             config.parameters["checkpoint"].string_value = "../../checkpoints/tiny"
             config.parameters["slots"].string_value = "16"
+        for parameter, value in loaded_parameters(self.configs.get(request.name)).items():
+            config.parameters[parameter].string_value = value["string_value"]
         return service_pb2.ModelConfigResponse(config=config)
 
     def RepositoryIndex(self, request, context):  # noqa: N802
@@ -390,6 +392,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 grpc.StatusCode.UNAVAILABLE,
                 "This protocol is restricted, expecting header 'triton-grpc-protocol-authorization'",
             )
+
+
+def loaded_parameters(config: str | None) -> dict[str, dict[str, str]]:
+    """Of the configuration that came along with a model's last load, if one did."""
+    return json.loads(config)["parameters"] if config else {}
 
 
 def fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
