@@ -22,8 +22,8 @@ class DesignedVoice:
 class ClonedVoice:
     """The voice in a recording of 1 to 30 s.
 
-    A client has the server listen to it once and keeps the voice prompt for its next utterances: for ten minutes,
-    and as long as the server has the same checkpoints.
+    A client has the server listen to it once and keeps the voice prompt for its next utterances, for ten
+    minutes and as long as the server has the same checkpoints.
 
     Attributes:
         recording: a file (WAV, FLAC, MP3, Ogg, Opus or M4A), or what is in one.

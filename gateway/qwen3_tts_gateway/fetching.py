@@ -27,6 +27,7 @@ import httpcore
 import httpx
 
 from qwen3_tts_gateway.errors import InvalidInput, TooLarge
+from qwen3_tts_gateway.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ async def fetch_recording(
         TooLarge: a `data:` URL has more than `max_bytes`.
     """
     if url[:5].lower() == "data:":
-        return _inline(url, max_bytes, param)
+        return await in_thread(_inline, url, max_bytes, param)
     if not allowed_hosts:
         raise InvalidInput(f"{param}: recordings by URL are not allowed here", param=param)
     errand = _Errand(resolver, dialer or httpcore.AnyIOBackend(), tls or _trusted(), max_bytes)

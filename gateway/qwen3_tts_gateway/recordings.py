@@ -17,6 +17,7 @@ from pydantic import Field
 from qwen3_tts_client import ClonedVoice, VoicePrompt
 from qwen3_tts_gateway.errors import InvalidInput, TooLarge
 from qwen3_tts_gateway.fetching import MAX_BYTES, fetch_recording
+from qwen3_tts_gateway.threads import in_thread
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 Embedding = Annotated[
@@ -66,7 +67,7 @@ class Reference:
         if "://" in self.given[:64] or self.given[:5].lower() == "data:":
             recording = await fetch_recording(self.given, allowed_hosts, param=self.param)
         else:
-            recording = _decoded(self.given, self.param)
+            recording = await in_thread(_decoded, self.given, self.param)
         return ClonedVoice(_checked(recording, MAX_BYTES, self.param), self.ref_text, self.x_vector_only)
 
 

@@ -30,6 +30,7 @@ from qwen3_tts_gateway.observing import request_id
 from qwen3_tts_gateway.recordings import Reference
 from qwen3_tts_gateway.settings import Settings
 from qwen3_tts_gateway.sound import Sound, encode_whole, open_encoder
+from qwen3_tts_gateway.threads import in_thread
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ class Utterance:
         async with self._narrator.speaking(self._speech, self._key) as stream:
             audio = await stream.read()
             self._count(stream)
-        return encode_whole(self._speech.sound, audio.samples)
+        return await in_thread(encode_whole, self._speech.sound, audio.samples)
 
     def _count(self, stream: AsyncSpeechStream) -> None:
         self.num_frames = stream.num_frames

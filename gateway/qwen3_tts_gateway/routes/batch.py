@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen3_tts_gateway.answering import error_object
@@ -18,6 +19,7 @@ from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
 from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import base64_text
 from qwen3_tts_gateway.speech import check_batch
+from qwen3_tts_gateway.threads import in_thread
 
 router = APIRouter(prefix="/v1/audio", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -32,21 +34,22 @@ class BatchBody(BaseModel):
     items: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_BATCH_ITEMS)
 
 
-@router.post("/speech/batch")
-async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> dict[str, Any]:
+@router.post("/speech/batch", response_model=dict[str, Any])
+async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> Response:
     """Speak several texts; the audio comes as base64, an item that fails says why."""
     check_batch(body.items, gate.settings, param="items")
     defaults = body.model_extra or {}
     speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(body.items)]
     results = await gate.narrator.together(speaking, key)
     num_failed = sum(result["status"] == "error" for result in results)
-    return {
+    answer = {
         "id": f"speech-batch-{uuid.uuid4().hex}",
         "results": results,
         "total": len(results),
         "succeeded": len(results) - num_failed,
         "failed": num_failed,
     }
+    return await in_thread(JSONResponse, answer)
 
 
 def _over(defaults: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +69,7 @@ async def _spoken(fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, 
     speech = await speech_of(SpeechBody.model_validate(fields), gate)
     utterance = gate.narrator.utterance(speech, key)
     return {
-        "audio_data": base64_text(await utterance.whole()),
+        "audio_data": await in_thread(base64_text, await utterance.whole()),
         "media_type": speech.sound.media_type,
         "usage": utterance.usage,
     }

@@ -31,6 +31,7 @@ from qwen3_tts_gateway.recordings import Reference, uploaded_recording
 from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import Sound, base64_text
 from qwen3_tts_gateway.speech import CallersVoice, Language, Speech, Utterance, check_batch, checked_text
+from qwen3_tts_gateway.threads import in_thread
 
 router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
 
@@ -186,7 +187,7 @@ async def upload_reference(file: UploadFile, key: Synth) -> dict[str, Any]:
     return {
         "filename": file.filename,
         "content_type": file.content_type,
-        "audio_base64": base64_text(recording),
+        "audio_base64": await in_thread(base64_text, recording),
         "message": "File uploaded and encoded successfully",
     }
 
@@ -242,7 +243,7 @@ async def _whole(speech: Speech, body: Manner, gate: Gateway, key: Key) -> Respo
     utterance = gate.narrator.utterance(speech, key)
     wav = await utterance.whole()
     if body.response_format == "base64":
-        return JSONResponse({"audio": base64_text(wav), "sample_rate": SAMPLE_RATE, "format": "wav"})
+        return await in_thread(_one_in_json, wav)
     headers = {
         "Content-Disposition": "attachment; filename=speech.wav",
         "X-Generation-Time": f"{utterance.generation_s:.3f}",
@@ -284,9 +285,8 @@ async def _batch(
     ]
     wavs = await gate.narrator.recite_all(speeches, key)
     if body.response_format == "zip":
-        return Response(_zipped(wavs), media_type="application/zip")
-    audios = [base64_text(wav) for wav in wavs]
-    return JSONResponse({"audios": audios, "sample_rate": SAMPLE_RATE, "format": "wav"})
+        return Response(await in_thread(_zipped, wavs), media_type="application/zip")
+    return await in_thread(_several_in_json, wavs)
 
 
 def _one_each(given: Sequence[Any] | None, body: BatchManner, param: str) -> Sequence[Any]:
@@ -296,6 +296,15 @@ def _one_each(given: Sequence[Any] | None, body: BatchManner, param: str) -> Seq
     if len(given) != len(body.texts):
         raise InvalidInput(f"{len(given)} {param} for {len(body.texts)} texts", param=param)
     return given
+
+
+def _one_in_json(wav: bytes) -> Response:
+    return JSONResponse({"audio": base64_text(wav), "sample_rate": SAMPLE_RATE, "format": "wav"})
+
+
+def _several_in_json(wavs: Sequence[bytes]) -> Response:
+    audios = [base64_text(wav) for wav in wavs]
+    return JSONResponse({"audios": audios, "sample_rate": SAMPLE_RATE, "format": "wav"})
 
 
 def _zipped(wavs: Sequence[bytes]) -> bytes:
