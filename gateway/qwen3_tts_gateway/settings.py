@@ -91,6 +91,9 @@ class Settings(BaseSettings):
 
     max_characters: int = Field(4096, gt=0, description="longest text of a request")
     max_batch_items: int = Field(32, gt=0, le=MOST_BATCH_ITEMS, description="texts of a batch")
+    max_batch_characters: int = Field(
+        16384, gt=0, description="of all texts of a batch, whose audio is in memory until the last is spoken"
+    )
     openai_voices: Annotated[dict[str, str], NoDecode, BeforeValidator(_read)] = Field(
         OPENAI_VOICES, description="OpenAI's voice names: JSON, name to speaker or saved voice"
     )

@@ -228,11 +228,22 @@ async def together(work: Sequence[Coroutine[Any, Any, T]], most_at_once: int) ->
         raise
 
 
-def check_batch(items: Sequence[Any], settings: Settings, *, param: str) -> None:
-    """Raises InvalidInput: there are more than one request may ask for."""
+def check_batch(texts: Sequence[Any], settings: Settings, *, param: str) -> None:
+    """Whether so much may be asked for at once; what is not a text is somebody else's to refuse.
+
+    Raises:
+        InvalidInput: there are too many texts, or they are too long together.
+    """
     most = settings.max_batch_items
-    if len(items) > most:
-        raise InvalidInput(f"{param} has {len(items)} items; at most {most} are taken", param=param)
+    if len(texts) > most:
+        raise InvalidInput(f"{param} has {len(texts)} items; at most {most} are taken", param=param)
+    num_characters = sum(len(text) for text in texts if isinstance(text, str))
+    if num_characters > settings.max_batch_characters:
+        raise InvalidInput(
+            f"{param} has {num_characters} characters of text; at most {settings.max_batch_characters} are "
+            "spoken in one batch, so send it in parts",
+            param=param,
+        )
 
 
 def checked_text(text: str, most_characters: int, *, param: str) -> str:

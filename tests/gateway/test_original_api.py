@@ -314,6 +314,17 @@ def test_a_batch_is_no_longer_than_it_may_be(http: httpx.Client) -> None:
     assert (status, told) == (400, "texts has 33 items; at most 32 are taken")
 
 
+@pytest.mark.parametrize("route", BATCHES)
+def test_a_batch_has_no_more_text_than_there_is_memory_for(
+    http: httpx.Client, fake_triton: FakeTriton, route: str
+) -> None:
+    body = batch(route, 5) | {"texts": ["a" * 4000] * 5}
+    status, told = refusal(post(http, route, **body))
+    assert status == 400
+    assert told.startswith("texts has 20000 characters of text; at most 16384 are spoken in one batch")
+    assert fake_triton.calls == []
+
+
 def test_a_batch_fails_with_the_first_of_its_texts_that_does(
     http: httpx.Client, fake_triton: FakeTriton
 ) -> None:

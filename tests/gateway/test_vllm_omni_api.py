@@ -258,6 +258,20 @@ def test_a_batch_has_1_to_32_items(http: httpx.Client, body: dict[str, Any], par
     assert (status, field) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("items", "defaults"),
+    [([{"input": "a" * 4000}] * 5, {}), ([{}] * 5, {"input": "a" * 4000})],
+    ids=["in its items", "in its defaults"],
+)
+def test_a_batch_has_no_more_text_than_there_is_memory_for(
+    http: httpx.Client, fake_triton: FakeTriton, items: list[dict[str, Any]], defaults: dict[str, str]
+) -> None:
+    status, field, told = refusal(http.post("/v1/audio/speech/batch", json={"items": items, **defaults}))
+    assert (status, field) == (400, "items")
+    assert told.startswith("items has 20000 characters of text; at most 16384 are spoken in one batch")
+    assert fake_triton.calls == []
+
+
 # --- lists that applications ask for ------------------------------------------------------------------------
 
 

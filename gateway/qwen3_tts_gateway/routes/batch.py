@@ -37,8 +37,9 @@ class BatchBody(BaseModel):
 @router.post("/speech/batch", response_model=dict[str, Any])
 async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> Response:
     """Speak several texts; the audio comes as base64, an item that fails says why."""
-    check_batch(body.items, gate.settings, param="items")
     defaults = body.model_extra or {}
+    texts = [item.get("input", defaults.get("input")) for item in body.items]
+    check_batch(texts, gate.settings, param="items")
     speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(body.items)]
     results = await gate.narrator.together(speaking, key)
     num_failed = sum(result["status"] == "error" for result in results)
