@@ -84,15 +84,27 @@ class AsyncSpeechStream(Reception):
         self._call.cancel()
 
     async def _next_response(self) -> service_pb2.ModelStreamInferResponse | None:
+        reading = asyncio.ensure_future(self._call.read())  # one for all waits: cancelling it ends the call
+        waited_s = 0.0
         try:
-            response = await asyncio.wait_for(self._call.read(), self._utterance.timeout_s)
-        except asyncio.TimeoutError:
-            self._call.cancel()
-            raise self._fail_with_silence() from None
-        except asyncio.CancelledError:
-            if self._is_cancelled:  # the call, not the task that reads it
-                raise self._fail_with_closure() from None
-            raise
+            for wait_s in self._waits_s():
+                if waited_s and not await self._client._talk(self._asking_alive()):
+                    break
+                if (await asyncio.wait((reading,), timeout=wait_s))[0]:
+                    return self._received(reading)
+                waited_s += wait_s
+            raise self._fail_with_silence(waited_s)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    def _received(
+        self, reading: asyncio.Future[service_pb2.ModelStreamInferResponse]
+    ) -> service_pb2.ModelStreamInferResponse | None:
+        try:
+            response = reading.result()
+        except asyncio.CancelledError:  # the call was, not the task that waits for it
+            raise self._fail_with_closure() from None
         except grpc.RpcError as error:
             raise self._fail_with_status(error) from None
         return None if response is grpc.aio.EOF else response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -106,13 +107,21 @@ class SpeechStream(Reception):
             self._responses.put(error)
 
     def _next_response(self) -> service_pb2.ModelStreamInferResponse | None:
-        try:
-            response = self._responses.get(timeout=self._utterance.timeout_s)
-        except queue.Empty:
-            self._call.cancel()
-            raise self._fail_with_silence() from None
+        waited_s = 0.0
+        for wait_s in self._waits_s():
+            if waited_s and not self._client._talk(self._asking_alive()):
+                break
+            with contextlib.suppress(queue.Empty):
+                return self._received(self._responses.get(timeout=wait_s))
+            waited_s += wait_s
+        self._call.cancel()
+        raise self._fail_with_silence(waited_s)
+
+    def _received(
+        self, response: service_pb2.ModelStreamInferResponse | grpc.RpcError | None
+    ) -> service_pb2.ModelStreamInferResponse | None:
         if isinstance(response, grpc.RpcError):
-            raise self._fail_with_status(response) from None
+            raise self._fail_with_status(response)
         return response
 
 

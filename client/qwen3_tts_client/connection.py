@@ -52,6 +52,7 @@ class Connection:
         url: str = "localhost:8001",
         *,
         timeout_s: float = 30.0,
+        queue_timeout_s: float = 0.0,
         ssl: bool = False,
         root_certificates: str | Path | None = None,
         private_key: str | Path | None = None,
@@ -64,6 +65,8 @@ class Connection:
         Args:
             url: host and gRPC port of Triton, without a scheme.
             timeout_s: longest wait for a chunk, or for the answer to any other question.
+            queue_timeout_s: how much longer the first chunk may take, as an utterance may have to wait in the
+                server's queue; as long as the server, asked every `timeout_s`, says that it is alive.
             ssl: use TLS; any of the three PEM files below implies it.
             root_certificates: whom to trust; absent, the system's authorities.
             private_key: this client's key, where the server asks for one (mutual TLS).
@@ -73,6 +76,7 @@ class Connection:
         """
         self.url = url
         self.timeout_s = timeout_s
+        self.queue_timeout_s = queue_timeout_s
         self._credentials = _credentials(ssl, root_certificates, private_key, certificate_chain)
         self._api_key = api_key
         self._headers = headers
@@ -106,7 +110,8 @@ class Connection:
     ) -> Utterance:
         request = speech_request(text, language=language, **options)
         timeout_s = options.get("timeout_s")
-        return Utterance(request, voice, self.url, self.timeout_s if timeout_s is None else timeout_s)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        return Utterance(request, voice, self.url, timeout_s, self.queue_timeout_s)
 
     def _error(self, error: grpc.RpcError, request: Any) -> SpeechError:
         request_id = getattr(request, "id", "")

@@ -4,7 +4,7 @@ Nothing here waits or knows a connection; `SpeechStream` and `AsyncSpeechStream`
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -12,11 +12,14 @@ import numpy as np
 from tritonclient.grpc import InferResult, service_pb2
 
 from qwen3_tts_client.audio import Audio, Samples
-from qwen3_tts_client.conversation import Conversation
+from qwen3_tts_client.conversation import Conversation, Question
 from qwen3_tts_client.errors import Cancelled, EngineFailed, ServerUnavailable, SpeechError, error_from_triton
 from qwen3_tts_client.finding import VoiceFinder
 from qwen3_tts_client.request import Utterance, address
 from qwen3_tts_client.tensors import read_output, read_scalar
+
+LIVENESS_TIMEOUT_S = 10.0
+"""For a server that only has to say that it is alive."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,23 @@ class Reception:
             raise self._fail_with_closure()
         return utterance.request
 
+    def _waits_s(self) -> Iterator[float]:
+        """How long to wait for the next chunk; for the first one again and again, while the server lives."""
+        each_s = self._utterance.timeout_s
+        yield each_s
+        left_s = 0.0 if self._num_chunks else self._utterance.queue_timeout_s
+        while left_s > 0:
+            yield min(each_s, left_s)
+            left_s -= each_s
+
+    def _asking_alive(self) -> Conversation[bool]:
+        timeout_s = min(self._utterance.timeout_s, LIVENESS_TIMEOUT_S)
+        try:
+            answer = yield Question("ServerLive", service_pb2.ServerLiveRequest(), timeout_s)
+        except SpeechError:
+            return False
+        return bool(answer.live)
+
     def _take(self, response: service_pb2.ModelStreamInferResponse | None) -> Samples | None:
         """The samples of one response; None where it holds none. A response of None is the stream's end."""
         if response is None:
@@ -153,9 +173,14 @@ class Reception:
     def _fail_with_status(self, error: grpc.RpcError) -> SpeechError:
         return self._fail(self._triton_error(error.code(), error.details()))
 
-    def _fail_with_silence(self) -> SpeechError:
-        url, timeout_s = self._utterance.url, self._utterance.timeout_s
-        return self._fail(ServerUnavailable(f"{url}: no audio for {timeout_s:g} s, the limit between chunks"))
+    def _fail_with_silence(self, waited_s: float) -> SpeechError:
+        utterance = self._utterance
+        limit = "the limit between chunks"
+        if waited_s > utterance.timeout_s:
+            limit = "the limit for the first chunk"
+        elif utterance.queue_timeout_s and not self._num_chunks:
+            limit = "and the server does not say that it is alive"
+        return self._fail(ServerUnavailable(f"{utterance.url}: no audio for {waited_s:g} s, {limit}"))
 
     def _fail_with_closure(self) -> SpeechError:
         return self._fail(Cancelled(f"the stream was closed after {self._num_chunks} chunks"))

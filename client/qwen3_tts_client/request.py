@@ -108,12 +108,18 @@ def inputs_of(model: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A request, the voice it is still to be addressed to, where, and how long to wait between its chunks."""
+    """A request, the voice it is still to be addressed to, where, and how long to wait.
+
+    Attributes:
+        timeout_s: for each chunk.
+        queue_timeout_s: for the first one, beyond that, from a server that is alive.
+    """
 
     request: service_pb2.ModelInferRequest
     voice: Voice | FoundVoice
     url: str
     timeout_s: float
+    queue_timeout_s: float = 0.0
 
 
 def speech_request(

@@ -44,6 +44,7 @@ class Gateway:
         tts = AsyncSpeechClient(
             settings.triton_url,
             timeout_s=settings.chunk_timeout_s,
+            queue_timeout_s=settings.queue_timeout_s,
             root_certificates=settings.triton_ca_file,
             api_key=settings.triton_api_key,
             headers=trace_headers,

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         None, description="PEM of the authority Triton's certificate is from; turns TLS on"
     )
     chunk_timeout_s: float = Field(30.0, gt=0, description="longest wait for Triton's next chunk, in seconds")
+    queue_timeout_s: float = Field(
+        60.0,
+        ge=0,
+        description="how much longer to wait for the first one, as long as Triton is alive, in seconds",
+    )
     preload_models: bool = Field(True, description="false: a model is loaded on first use")
     unload_after_minutes: float | None = Field(
         None,

@@ -1,7 +1,8 @@
 """`SpeechClient` against a scripted server: what is heard, what ends a stream, and who finds out."""
 
+import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fakes.triton_server import (
     triton,
 )
 from qwen3_tts_client import (
+    AsyncSpeechClient,
     Cancelled,
     DesignedVoice,
     EngineFailed,
@@ -28,6 +30,7 @@ from qwen3_tts_client import (
     SpeechError,
     UnknownVoice,
 )
+from real_server import wait_until
 
 
 @contextmanager
@@ -221,6 +224,69 @@ def test_silence_beyond_the_limit_is_an_error_that_names_it():
             tts.synthesize("Hi.", timeout_s=0.2)
         assert caught.value.request_id == server.calls[0].request.id
         assert server.cancelled.wait(PATIENCE_S)
+
+
+def waits_in_the_queue(server, call):
+    """Until the caller has asked twice whether anybody is there."""
+    wait_until(lambda: server.num_health_checks == 2, "the caller asks")
+    yield from says(1)(call)
+
+
+def falls_silent_in_the_queue(server, call):
+    yield final() if call.wait_until_gone() else chunk(0)
+
+
+@asynccontextmanager
+async def queueing(client, script, **limits):
+    """A client, of either kind, of a server whose script knows it."""
+    with triton(lambda call: script(server, call)) as server:
+        if client is SpeechClient:
+            with SpeechClient(server.url, **limits) as tts:
+                yield server, lambda: asyncio.to_thread(tts.synthesize, "Hi.")
+        else:
+            async with AsyncSpeechClient(server.url, **limits) as tts:
+                yield server, lambda: tts.synthesize("Hi.")
+
+
+BOTH = pytest.mark.parametrize("client", [SpeechClient, AsyncSpeechClient])
+
+
+@BOTH
+async def test_the_first_chunk_is_waited_for_longer_while_the_server_lives(client):
+    async with queueing(client, waits_in_the_queue, timeout_s=0.2, queue_timeout_s=60) as (_, speak):
+        assert (await speak()).num_frames == 1
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("queue_timeout_s", "is_alive", "told", "num_asked"),
+    [
+        (0.0, True, r"no audio for 0\.1 s, the limit between chunks", 0),
+        (0.25, True, r"no audio for 0\.35 s, the limit for the first chunk", 3),
+        (60.0, False, r"no audio for 0\.1 s, and the server does not say that it is alive", 1),
+    ],
+)
+async def test_the_first_chunk_is_not_waited_for_without_end(
+    client, queue_timeout_s, is_alive, told, num_asked
+):
+    limits = {"timeout_s": 0.1, "queue_timeout_s": queue_timeout_s}
+    async with queueing(client, falls_silent_in_the_queue, **limits) as (server, speak):
+        server.is_alive = is_alive
+        with pytest.raises(ServerUnavailable, match=told):
+            await speak()
+        assert server.num_health_checks == num_asked
+        assert await asyncio.to_thread(server.cancelled.wait, PATIENCE_S)
+
+
+@BOTH
+async def test_between_two_chunks_there_is_no_queue(client):
+    async with queueing(client, lambda _, call: falls_silent(call), timeout_s=0.2, queue_timeout_s=60) as (
+        server,
+        speak,
+    ):
+        with pytest.raises(ServerUnavailable, match=r"no audio for 0\.2 s, the limit between chunks"):
+            await speak()
+        assert server.num_health_checks == 0
 
 
 def test_a_dead_port_is_an_error_that_names_the_url(dead_url):

@@ -132,15 +132,18 @@ class ResponseSender:
         self._is_cancelled = is_cancelled
         self._before_send = before_send
         self._heard = threading.Condition()
+        self._closed = False
         self._final = False
 
     def is_cancelled(self) -> bool:
         return self._is_cancelled()
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        self._before_send(response)
         with self._heard:
             self._check(response, flags)
+            self._closed = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL  # before anything can go wrong
+        self._before_send(response)
+        with self._heard:
             if response is not None:
                 self.responses.append(response)
             self._final = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -164,7 +167,7 @@ class ResponseSender:
                 raise AssertionError(f"no {what} in {PATIENCE_S} s; so far {len(self.responses)} responses")
 
     def _check(self, response: InferenceResponse | None, flags: int) -> None:
-        if self._final:
+        if self._closed:
             raise TritonModelException("a response was sent after FINAL")
         if flags not in (0, TRITONSERVER_RESPONSE_COMPLETE_FINAL):
             raise TritonModelException(f"there are no response flags {flags!r}")

@@ -231,6 +231,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         history: loads and unloads, in order.
         most_copies: of a model that were ever held at once.
         configs: those that came along with a load.
+        is_alive: what it answers to health checks.
+        num_health_checks: answered so far.
         calls: of scripts.
         questions: calls of answers.
     """
@@ -252,6 +254,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     reasons: dict[str, str] = field(default_factory=dict)
     loading: set[str] = field(default_factory=set)
     unloading: dict[str, int] = field(default_factory=dict)
+    is_alive: bool = True
+    num_health_checks: int = 0
     calls: list[Call] = field(default_factory=list)
     questions: list[Call] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -288,6 +292,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             return answered(self.answers[request.model_name](call))
         except RefusalError as refusal:
             context.abort(refusal.code, str(refusal))
+
+    def ServerLive(self, request, context):  # noqa: N802
+        self.num_health_checks += 1
+        return service_pb2.ServerLiveResponse(live=self.is_alive)
 
     def ServerMetadata(self, request, context):  # noqa: N802
         self._check_key(context)

@@ -60,7 +60,7 @@ def lonely() -> Iterator[httpx.Client]:
 @pytest.fixture
 def impatient(fake_triton: FakeTriton) -> Iterator[httpx.Client]:
     """A client of a gateway that waits a tenth of a second for a chunk, and no longer."""
-    with gateway_at(fake_triton.port, chunk_timeout_s=0.1) as client:
+    with gateway_at(fake_triton.port, chunk_timeout_s=0.1, queue_timeout_s=0) as client:
         yield client
 
 
@@ -220,6 +220,19 @@ def test_a_silent_triton_is_a_503_after_the_time_between_chunks(
     fake_triton.script = silent
     assert_says(impatient.post(path, json=body), 503, "unavailable")
     assert fake_triton.cancelled.wait(10)
+
+
+@every_way
+def test_who_waits_in_tritons_queue_is_waited_with(
+    fake_triton: FakeTriton, path: str, body: dict[str, Any]
+) -> None:
+    def waits(call: Call) -> Iterator[Response]:
+        wait_until(lambda: fake_triton.num_health_checks > 2, "the gateway asks whether anybody is there")
+        yield from says(1)(call)
+
+    fake_triton.script = waits
+    with gateway_at(fake_triton.port, chunk_timeout_s=0.1) as client:
+        assert client.post(path, json=body).status_code == 200
 
 
 @pytest.mark.parametrize(
