@@ -19,12 +19,13 @@ _CHANNEL_OPTIONS = [
     # Triton's own limit, instead of gRPC's 4 MB.
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
-    # Only while an utterance is under way, and never a third ping in silence: a server with gRPC's defaults
-    # closes the connection ("too_many_pings") on whoever pings more.
-    ("grpc.keepalive_time_ms", 30_000),
+    # A server with gRPC's defaults takes one ping in 5 min of silence, and closes the connection of whoever
+    # pings more often ("too_many_pings"). What is sent into a connection that is dead is noticed sooner: the
+    # timeout is TCP's, too, for whatever is not acknowledged.
+    ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 2),
+    ("grpc.http2.max_pings_without_data", 0),
     # A server that is back is found within a second; by gRPC's defaults it can take two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),

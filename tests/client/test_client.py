@@ -30,6 +30,7 @@ from qwen3_tts_client import (
     SpeechError,
     UnknownVoice,
 )
+from qwen3_tts_client.connection import _CHANNEL_OPTIONS
 from real_server import wait_until
 
 
@@ -482,6 +483,11 @@ def test_the_server_is_asked_about_itself():
         assert tts.is_ready("qwen3_tts_custom_voice")
         assert not tts.is_ready("qwen3_tts_voice_design")
         assert tts.model_inputs("qwen3_tts_custom_voice")["seed"] == "INT64"
+
+
+def test_a_server_with_grpcs_defaults_is_not_pinged_more_often_than_it_takes():
+    """`grpc.http2.min_recv_ping_interval_without_data_ms`: the third ping within it ends the connection."""
+    assert dict(_CHANNEL_OPTIONS)["grpc.keepalive_time_ms"] > 300_000
 
 
 def test_the_api_key_and_headers_travel_as_metadata():
