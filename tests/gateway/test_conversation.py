@@ -159,6 +159,17 @@ def test_the_session_speaks_as_it_is_configured(gateway, fake_triton):
     assert len(audio_in(heard)) == pytest.approx(2 * 3 * 640 / 2, rel=0.1)
 
 
+def test_a_field_of_the_configuration_that_is_null_is_absent(gateway, fake_triton):
+    nulls = dict.fromkeys(
+        ["speed", "task_type", "ref_audio", "split_granularity", "word_timestamps", "model"]
+    )
+    with call(gateway) as agent:
+        agent.configure(**nulls, voice=None, speaker="vivian")
+        agent.say("Hello.")
+        assert events(agent.hear_until("session.done"), "error") == []
+    assert [spoken.string("speaker") for spoken in fake_triton.calls] == ["vivian"]
+
+
 def test_livekit_speaks_with_a_saved_voice(gateway, fake_triton):
     """The configuration is that of its Baseten plugin."""
     with call(gateway, additional_headers={"Authorization": "Api-Key any"}) as agent:

@@ -20,6 +20,7 @@ from listening import samples_in
 from qwen3_tts_client import ClonedVoice
 from qwen3_tts_engine.launcher import Server
 from qwen3_tts_gateway.keys import owner_of
+from qwen3_tts_gateway.routes.openai import SpeechBody
 from recordings import humming, written
 
 RECORDING = written(humming(3.0, seed=4))
@@ -92,6 +93,12 @@ TIMBRE = {"ref_audio": f"data:audio/wav;base64,{ENCODED}", "x_vector_only_mode":
         ({"task_type": "Base", "voice": "grandpa"}, BASE),
         ({"task_type": "Base", **RECORDED}, BASE),
         ({"task_type": "Base", "speaker_embedding": EMBEDDING}, BASE),
+        ({"task_type": "", "voice": "ryan"}, CUSTOM_VOICE),
+        ({"voice": None, "speaker": "ryan"}, CUSTOM_VOICE),
+        ({"voice": {"id": "ryan", "name": "Ryan", "object": "audio.voice"}}, CUSTOM_VOICE),
+        ({"references": [{"audio_path": ENCODED, "text": TRANSCRIPT}]}, BASE),
+        ({"references": [{"audio": ENCODED, "text": TRANSCRIPT}], "ref_audio": ENCODED}, BASE),
+        ({"references": [{"audio": ENCODED, "text": None}], "x_vector_only_mode": True}, BASE),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
 )
@@ -126,6 +133,23 @@ def test_what_the_body_brings_says_which_model_speaks(
         ({"ref_audio": "https://example.com/a", "ref_text": "Hi."}, "ref_audio", "not allowed here"),
         ({"ref_audio": "file:///etc/passwd", "ref_text": "Hi."}, "ref_audio", "not allowed here"),
         ({"ref_audio": "data:audio/wav,abc", "ref_text": "Hi."}, "ref_audio", "without ;base64"),
+        ({"references": []}, "references", "one object"),
+        ({"references": ENCODED}, "references", "one object"),
+        ({"references": [{"audio_path": ENCODED, "text": "Hi."}] * 2}, "references", "one recording"),
+        ({"references": [{"text": "Hi."}]}, "references", "none of audio_path, audio"),
+        (
+            {"references": [{"audio_path": ENCODED}], **RECORDED, "ref_audio": "UklGRg=="},
+            "references",
+            "ref_audio",
+        ),
+        ({"references": [{"audio_path": ENCODED}]}, "ref_text", "ref_text is missing"),
+        (
+            {"extra_params": {"seed": 7, "mood": 1, "tempo": 2}},
+            "extra_params",
+            "has 'mood', 'tempo'; it may have",
+        ),
+        ({"extra_params": [7]}, "extra_params", "not an object"),
+        ({"extra_params": {"max_new_tokens": 0}}, "max_new_tokens", "greater than"),
         ({"speaker_embedding": []}, "speaker_embedding", "at least 1"),
         ({"speaker_embedding": [1, "x"]}, "speaker_embedding.1", "number"),
         ({"speaker_embedding": [1e39]}, "speaker_embedding.0", "less than"),
@@ -168,6 +192,28 @@ def test_a_sample_rate_is_heard(http: httpx.Client) -> None:
     for rate in (8_000, 16_000, 24_000, 48_000):
         num_samples = len(speak(http, sample_rate=rate).content) / 2
         assert num_samples == pytest.approx(0.24 * rate, abs=rate / 100)
+
+
+NULLS = [name for name in SpeechBody.model_fields if name not in HELLO]
+
+
+def test_a_field_that_is_null_is_absent(http: httpx.Client, fake_triton: FakeTriton) -> None:
+    """As clients with types send them; everything but what is said, and how the test hears it."""
+    assert speak(http, **dict.fromkeys([*NULLS, "speaker", "user"])).status_code == 200
+    [call] = fake_triton.calls
+    assert call.inputs.keys() == {"text"}
+    answer = http.post("/v1/audio/speech", json={"input": "Hello.", "response_format": None})
+    assert answer.headers["content-type"] == "audio/mpeg"
+
+
+def test_extra_params_are_fields_that_give_way_to_those_beside_them(
+    http: httpx.Client, fake_triton: FakeTriton
+) -> None:
+    extra = {"seed": 7, "temperature": 0.5, "top_k": 3, "max_new_tokens": 9, "repetition_penalty": None}
+    assert speak(http, extra_params=extra, top_k=5).status_code == 200
+    [call] = fake_triton.calls
+    sent = {name: call.array(name).item() for name in call.inputs if name != "text"}
+    assert sent == {"seed": 7, "temperature": 0.5, "top_k": 5, "max_frames": 8}
 
 
 def test_fields_that_nobody_knows_are_ignored(http: httpx.Client) -> None:
@@ -230,6 +276,10 @@ def test_what_the_engine_refuses_fails_one_of_a_batch(http: httpx.Client, fake_t
         (RECORDED, {"voice": "vivian"}, CUSTOM_VOICE, "vivian"),
         ({"voice": "ryan"}, RECORDED, BASE, None),
         ({"voice": "ryan", "ref_text": TRANSCRIPT}, {"ref_audio": ENCODED}, BASE, None),
+        ({"voice": "ryan"}, {"references": [{"audio": ENCODED, "text": TRANSCRIPT}]}, BASE, None),
+        ({"voice": "ryan"}, {"voice": None, "speaker": None, "ref_audio": None}, CUSTOM_VOICE, "ryan"),
+        ({"voice": "ryan", "input": "Hello."}, {"input": None}, CUSTOM_VOICE, "ryan"),
+        ({"voice": None, "seed": None}, {"speaker": "vivian"}, CUSTOM_VOICE, "vivian"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )

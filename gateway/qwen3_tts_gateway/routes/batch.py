@@ -15,6 +15,7 @@ from qwen3_tts_gateway.documenting import OPENAI_ERRORS
 from qwen3_tts_gateway.errors import KNOWN_ERRORS, invalid_input
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.routes.dialects import without_nulls
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
 from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import base64_text
@@ -23,7 +24,7 @@ from qwen3_tts_gateway.threads import in_thread
 
 router = APIRouter(prefix="/v1/audio", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
-VOICE_FIELDS = frozenset(("voice", "speaker", "ref_audio", "speaker_embedding"))
+VOICE_FIELDS = frozenset(("voice", "speaker", "ref_audio", "references", "speaker_embedding"))
 
 
 class BatchBody(BaseModel):
@@ -38,9 +39,10 @@ class BatchBody(BaseModel):
 async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> Response:
     """Speak several texts; the audio comes as base64, an item that fails says why."""
     defaults = body.model_extra or {}
-    texts = [item.get("input", defaults.get("input")) for item in body.items]
+    items = [without_nulls(item) for item in body.items]
+    texts = [item.get("input", defaults.get("input")) for item in items]
     check_batch(texts, gate.settings, param="items")
-    speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(body.items)]
+    speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(items)]
     results = await gate.narrator.together(speaking, key)
     num_failed = sum(result["status"] == "error" for result in results)
     answer = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
 from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions
 from qwen3_tts_gateway import sse
@@ -21,6 +21,7 @@ from qwen3_tts_gateway.documenting import OPENAI_ERRORS, SPEECH
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.recordings import Embedding, Reference, embedded_voice
+from qwen3_tts_gateway.routes.dialects import id_of, translated
 from qwen3_tts_gateway.routes.voices import voices
 from qwen3_tts_gateway.sound import FORMATS, SAMPLE_RATES, Sound, base64_text
 from qwen3_tts_gateway.speech import CallersVoice, Language, Speech, Utterance, checked_text
@@ -29,11 +30,6 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 MODELS = ("qwen3-tts", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that applications send; all of them mean the one server that is here."""
-
-
-def _id_of(voice: Any) -> Any:
-    """OpenAI's custom voices come as `{"id": …}`."""
-    return voice["id"] if isinstance(voice, dict) and set(voice) == {"id"} else voice
 
 
 # Fields that mean the same to the engine, under the same names.
@@ -50,14 +46,18 @@ _ENGINES_OWN = {
     "subtalker_top_k",
     "subtalker_top_p",
 }
+_EXTRA = _ENGINES_OWN | {"max_new_tokens"}
 
 
 class SpeechBody(BaseModel):
-    """What to say, in which voice, heard how. Fields that are not here are ignored, as OpenAI does."""
+    """What to say, in which voice, heard how.
+
+    Fields that are not here are ignored, as OpenAI does; a field that is null is absent.
+    """
 
     input: str
     model: str = "qwen3-tts"
-    voice: Annotated[str | None, BeforeValidator(_id_of)] = Field(
+    voice: Annotated[str | None, BeforeValidator(id_of)] = Field(
         None, validation_alias=AliasChoices("voice", "speaker")
     )
     instructions: str | None = Field(None, max_length=4096)
@@ -69,7 +69,9 @@ class SpeechBody(BaseModel):
     )
     sample_rate: int | None = Field(None, json_schema_extra={"enum": [None, *SAMPLE_RATES]})
 
-    task_type: Literal["CustomVoice", "VoiceDesign", "Base"] | None = None
+    task_type: Annotated[
+        Literal["CustomVoice", "VoiceDesign", "Base"] | None, BeforeValidator(lambda given: given or None)
+    ] = None
     language: Language | None = None
     ref_audio: str | None = Field(
         None, description="a recording: base64, a data: URL or, where allowed, https"
@@ -77,6 +79,12 @@ class SpeechBody(BaseModel):
     ref_text: str | None = None
     x_vector_only_mode: bool = False
     speaker_embedding: Embedding | None = None
+    references: list[dict[str, Any]] | None = Field(
+        None, description="ref_audio and ref_text in vllm-omni's other words: one object, audio_path and text"
+    )
+    extra_params: dict[str, Any] | None = Field(
+        None, description=f"more of the fields here: {', '.join(sorted(_EXTRA))}"
+    )
 
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_new_tokens: int | None = Field(
@@ -92,6 +100,11 @@ class SpeechBody(BaseModel):
     subtalker_temperature: float | None = None
     subtalker_top_k: int | None = Field(None, ge=0, lt=2**31)
     subtalker_top_p: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_our_words(cls, body: Any) -> Any:
+        return translated(body, _EXTRA) if isinstance(body, dict) else body
 
     @property
     def is_streamed(self) -> bool:
