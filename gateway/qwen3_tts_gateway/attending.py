@@ -1,4 +1,4 @@
-"""A caller who hangs up stops the work that was done for them, whatever they were waiting for."""
+"""A caller who hangs up, or takes nothing any more, stops the work that was done for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwen3_tts_gateway.errors import KNOWN_ERRORS
 
 log = logging.getLogger(__name__)
+
+SEND_TIMEOUT_S = 120
+"""For a caller to take what is sent; a slot that others could use waits meanwhile."""
 
 
 class Attendance:
@@ -29,15 +33,15 @@ class Attendance:
             return
         line = _Line(scope, receive, send)
         answering = asyncio.ensure_future(self._app(scope, line.receive, line.send))
-        watching = asyncio.ensure_future(line.hung_up())
+        tasks = (answering, *map(asyncio.ensure_future, (line.hung_up(), line.is_stuck())))
         try:
-            await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 answering.result()
         finally:
-            for task in (answering, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(answering, watching, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Line:
@@ -47,6 +51,7 @@ class _Line:
         self._receive = receive
         self._send = send
         self._was_heard = asyncio.Event()
+        self._is_stuck = asyncio.Event()
         self._is_answered = False
         self._unheard: Message | None = None
         headers = Headers(scope=scope)
@@ -68,7 +73,17 @@ class _Line:
 
     async def send(self, message: Message) -> None:
         self._is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
-        await self._send(message)
+        try:
+            with anyio.fail_after(SEND_TIMEOUT_S):
+                await self._send(message)
+        except TimeoutError:
+            log.warning("a caller takes nothing any more", extra={"waited_s": SEND_TIMEOUT_S})
+            self._is_stuck.set()
+            await asyncio.Event().wait()  # which ends this task
+
+    async def is_stuck(self) -> None:
+        """Return once the caller has taken nothing for too long."""
+        await self._is_stuck.wait()
 
     async def hung_up(self) -> None:
         """Return once the caller has left an answer that is not complete."""

@@ -8,6 +8,7 @@ import socket
 from contextlib import suppress
 
 from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.attending import SEND_TIMEOUT_S
 from qwen3_tts_gateway.leaving import Server
 from qwen3_tts_gateway.observing import log_as_json
 from qwen3_tts_gateway.settings import Settings, SettingsError
@@ -61,4 +62,6 @@ def listener(host: str, port: int) -> socket.socket:
     # asyncio does so only for sockets of its own. Otherwise the first audio waits until the caller has
     # acknowledged the headers, which many do 40 ms later. Connections inherit it.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    # Who takes nothing any more is let go by the kernel, too, with what waits to be sent to them.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_TIMEOUT_S * 1000)
     return listening
