@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from qwen3_tts_gateway.errors import Forbidden
+from qwen3_tts_gateway.errors import Forbidden, ForeignPage
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key, presented_key
+
+_HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 
 def gateway_of(connection: HTTPConnection) -> Gateway:
@@ -22,8 +24,9 @@ def caller_of(connection: HTTPConnection, scope: str) -> Key:
 
     Raises:
         Unauthorized: it came with none that is known and valid.
-        Forbidden: the key is not for this.
+        Forbidden: the key is not for this, or whoever sent it.
     """
+    _refuse_foreign_page(connection)
     key = gateway_of(connection).keys.authenticate(
         presented_key(connection.headers), datetime.now(timezone.utc)
     )
@@ -31,6 +34,16 @@ def caller_of(connection: HTTPConnection, scope: str) -> Key:
     if scope not in key.scopes:
         raise Forbidden(f"key {key.name!r} is not for this; it would need the scope {scope!r}")
     return key
+
+
+def _refuse_foreign_page(connection: HTTPConnection) -> None:
+    """Neither forms nor WebSockets wait for CORS: any page could have an open gateway speak, save, delete."""
+    gate, origin = gateway_of(connection), connection.headers.get("origin")
+    if origin is None or not gate.keys.is_open or connection.scope.get("method") in _HARMLESS:
+        return
+    is_own = origin.partition("://")[2] == connection.headers.get("host")
+    if not is_own and not {origin, "*"} & {*gate.settings.cors_origins}:
+        raise ForeignPage(f"pages of {origin} may not call; CORS_ORIGINS says which may")
 
 
 # Coroutines, though they await nothing: FastAPI would send plain functions to a thread, for every request.

@@ -4,6 +4,7 @@
     ├── InvalidInput    the request can never be served as it stands
     ├── Unauthorized    no key, or none that is known and still valid
     ├── Forbidden       the key is not for this
+    │   └── ForeignPage a web page of another origin calls
     ├── NotFound        no such thing, or none that belongs to this key
     ├── TooLarge        more bytes than are read
     ├── RateLimited     too much at once for this key; try again later
@@ -61,6 +62,10 @@ class Forbidden(GatewayError):
     """The key is known, and is not for this."""
 
 
+class ForeignPage(Forbidden):
+    """A web page of an origin that may not call."""
+
+
 class NotFound(GatewayError):
     """There is no such thing, or it belongs to another key: nobody can tell which."""
 
@@ -109,6 +114,7 @@ REPLIES: dict[type[Exception], Reply] = {
     InvalidInput: Reply(400, "invalid_request_error", "invalid_value"),
     Unauthorized: Reply(401, "authentication_error", "invalid_api_key"),
     Forbidden: Reply(403, "permission_error", "insufficient_scope"),
+    ForeignPage: Reply(403, "permission_error", "origin_not_allowed"),
     NotFound: Reply(404, "invalid_request_error", "not_found"),
     TooLarge: Reply(413, "invalid_request_error", "too_large"),
     RateLimited: Reply(429, "rate_limit_error", "rate_limit_exceeded"),

@@ -123,6 +123,14 @@ def http(gateway: GatewayServer) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def open_gateway(shared_triton: FakeTriton) -> Iterator[httpx.Client]:
+    """A client of a gateway that wants no key, and lets pages of one origin call."""
+    ours = settings(triton_grpc_port=shared_triton.port, cors_origins=("https://app.example",))
+    with running_gateway(ours) as running, httpx.Client(base_url=running.url, timeout=30) as client:
+        yield client
+
+
 @pytest.fixture
 def fake_triton(shared_triton: FakeTriton) -> FakeTriton:
     """Triton with no voice saved and nobody's calls; it speaks with the voices that are there."""
@@ -595,6 +603,59 @@ def test_pages_of_other_origins_may_not_call(shared_triton: FakeTriton, fake_tri
         preflight = http.options(SPEECH, headers=page | {"Access-Control-Request-Method": "POST"})
         assert preflight.status_code == 400
         assert "Access-Control-Allow-Origin" not in http.get("/v1/models", headers=page).headers
+
+
+FORM = (
+    "multipart/form-data; boundary=x",
+    b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\nme\r\n--x--\r\n',
+)
+FORMS = {
+    "speech": ("POST", SPEECH, "text/plain", b"{}"),
+    "a file": ("POST", FILE, "application/json", b'{"text": "Hello.", "speaker": "ryan"}'),
+    "a voice": ("POST", "/v1/audio/voices", *FORM),
+    "an upload": ("POST", "/api/v1/base/upload-ref-audio", *FORM),
+    "a voice less": ("DELETE", "/v1/audio/voices/grandpa", "text/plain", b""),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "kind", "body"), FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://["])
+def test_no_page_from_elsewhere_does_anything_where_no_key_is_needed(
+    open_gateway: httpx.Client,
+    fake_triton: FakeTriton,
+    method: str,
+    path: str,
+    kind: str,
+    body: bytes,
+    origin: str,
+) -> None:
+    headers = {"Origin": origin, "Content-Type": kind}
+    response = open_gateway.request(method, path, content=body, headers=headers)
+    assert response.status_code == 403
+    assert code_of(response) in ("origin_not_allowed", "")
+    assert fake_triton.calls == fake_triton.questions == []
+
+
+@pytest.mark.parametrize("origin", [None, "https://app.example", "{gateway}"])
+def test_allowed_pages_and_those_of_the_gateway_itself_speak_where_no_key_is_needed(
+    open_gateway: httpx.Client, fake_triton: FakeTriton, origin: str | None
+) -> None:
+    gateway = f"https://{open_gateway.base_url.netloc.decode()}"  # as a page behind TLS knows it
+    headers = {} if origin is None else {"Origin": origin.format(gateway=gateway)}
+    assert open_gateway.post(SPEECH, json=RYAN, headers=headers).status_code == 200
+
+
+def test_a_page_from_elsewhere_may_look_where_no_key_is_needed(
+    open_gateway: httpx.Client, fake_triton: FakeTriton
+) -> None:
+    assert open_gateway.get("/v1/audio/voices", headers={"Origin": "https://evil.example"}).status_code == 200
+
+
+def test_where_keys_are_needed_a_key_is_all_that_a_page_needs(
+    http: httpx.Client, fake_triton: FakeTriton, keys: dict[str, str]
+) -> None:
+    headers = bearer(keys["app"]) | {"Origin": "https://evil.example"}
+    assert http.post(SPEECH, json=RYAN, headers=headers).status_code == 200
 
 
 def test_a_bug_is_told_to_pages_too(

@@ -29,7 +29,6 @@ from qwen3_tts_gateway.answering import error_object
 from qwen3_tts_gateway.caller import Gate, caller_of
 from qwen3_tts_gateway.errors import (
     KNOWN_ERRORS,
-    Forbidden,
     GatewayError,
     InvalidInput,
     ShuttingDown,
@@ -168,23 +167,13 @@ class Turn:
     num_sentences: int = 0
 
 
-def _key_of(websocket: WebSocket, gate: Gate) -> Key:
+def _key_of(websocket: WebSocket) -> Key:
     """Who is calling; browsers can send no headers of their own, and put the key among the subprotocols."""
-    _refuse_strange_page(websocket, gate)
     offered = (name for name in websocket.scope["subprotocols"] if name.startswith(KEY_PREFIX))
     if key := next(offered, "").removeprefix(KEY_PREFIX):
         headers = [(b"x-api-key", key.encode(errors="replace")), *websocket.scope["headers"]]
         return caller_of(HTTPConnection({**websocket.scope, "headers": headers}), "synth")
     return caller_of(websocket, "synth")
-
-
-def _refuse_strange_page(websocket: WebSocket, gate: Gateway) -> None:
-    """CORS knows no WebSockets: any page in a browser could speak with a gateway that asks for no key."""
-    origin = websocket.headers.get("origin")
-    if origin is None or not gate.keys.is_open or {origin, "*"} & {*gate.settings.cors_origins}:
-        return
-    if origin.partition("://")[2] != websocket.headers.get("host"):
-        raise Forbidden(f"pages of {origin} may not call; CORS_ORIGINS says which may")
 
 
 @router.websocket("/audio/speech/stream", dependencies=[Depends(_key_of)])
@@ -399,7 +388,7 @@ class Conversation:
     def _caller(self) -> Key:
         """Asked for each utterance: a session may last longer than a key."""
         try:
-            return _key_of(self._websocket, self._gate)
+            return _key_of(self._websocket)
         except GatewayError as error:
             raise Over(status.WS_1008_POLICY_VIOLATION, error=error) from None
 
