@@ -61,10 +61,12 @@ class Splitter:
 
     Attributes:
         has_ended: no more text will come; what is left is the last part.
+        num_waiting_bytes: of text that was not given away yet, in UTF-8.
     """
 
     def __init__(self, granularity: Granularity) -> None:
         self.has_ended = False
+        self.num_waiting_bytes = 0
         self._pattern = _PATTERNS[granularity]
         self._text = ""
         self._start = 0  # of the next part
@@ -72,18 +74,31 @@ class Splitter:
 
     def add(self, text: str) -> None:
         self._text += text
+        self.num_waiting_bytes += _num_bytes(text)
 
     def end(self) -> None:
         self.has_ended = True
 
     def pop(self) -> str | None:
         """The next part, if it is here."""
+        part = self._next_part()
+        self._forget_what_is_gone()
+        return part
+
+    def _next_part(self) -> str | None:
         while (end := self._find_end()) is not None:
             part = self._text[self._start : end].strip()
             self._start = self._seen = end
             if _WORD.search(part):
                 return part
         return None
+
+    def _forget_what_is_gone(self) -> None:
+        """A session may last for hours, and be one utterance."""
+        gone, self._text = self._text[: self._start], self._text[self._start :]
+        self.num_waiting_bytes -= _num_bytes(gone)
+        self._seen -= self._start
+        self._start = 0
 
     def _find_end(self) -> int | None:
         """Where the next part ends; None: not within what is here."""
@@ -137,6 +152,10 @@ class Splitter:
         if not first and len(ahead) < _LONGEST_LOOK:
             return None
         return not (first.islower() or first.isdigit())
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _is_ellipsis(marks: str) -> bool:

@@ -543,6 +543,14 @@ def test_more_text_than_anybody_will_listen_to_ends_the_session(agent, fake_trit
     assert fake_triton.cancelled.wait(PATIENCE_S)
 
 
+def test_text_that_was_spoken_does_not_count(agent, fake_triton):
+    fake_triton.script = says(1)
+    sentence = "a" * 4000 + ". "
+    for _ in range(MOST_TEXT_BYTES // 4000 + 1):
+        agent.send("input.text", text=sentence)
+        assert agent.hear_until("audio.done")[-1]["error"] is False
+
+
 def test_more_utterances_than_can_wait_end_the_session(agent, fake_triton):
     fake_triton.script = speaks_until_cancelled
     agent.say("A long story.")

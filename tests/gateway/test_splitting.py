@@ -136,6 +136,14 @@ def test_a_sentence_is_given_away_before_the_next_one_is_complete(text, sentence
     assert splitter.pop() is None
 
 
+def test_a_sentence_that_was_given_away_is_not_waiting_any_more():
+    splitter = Splitter("sentence")
+    splitter.add("Grüße! Bis dann")
+    assert splitter.num_waiting_bytes == len("Grüße! Bis dann".encode())
+    assert splitter.pop() == "Grüße!"
+    assert splitter.num_waiting_bytes == len(" Bis dann")
+
+
 @pytest.mark.parametrize("text", ["Hello", "Hello.", "3.", "你好。", "Dr. ", "Wait... ", '"Hi." '])
 def test_what_may_go_on_is_waited_for(text):
     splitter = Splitter("sentence")
@@ -157,6 +165,7 @@ def test_it_does_not_matter_in_which_bits_the_text_arrives(text, granularity, da
         parts += drained(splitter)
     splitter.end()
     assert parts + drained(splitter) == parts_of(text, granularity)
+    assert splitter.num_waiting_bytes == 0
 
 
 @given(TEXTS, st.sampled_from(["none", "sentence", "clause"]))

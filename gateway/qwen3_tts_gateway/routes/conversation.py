@@ -52,7 +52,7 @@ KEY_PREFIX = "key."
 
 MOST_MESSAGE_BYTES = 4 << 20
 MOST_TEXT_BYTES = 128 << 10
-"""Of text that is not spoken to its end, in all utterances."""
+"""Of text that waits to be spoken, in all utterances."""
 MOST_UTTERANCES = 256
 """That may wait to be spoken; keepalives are utterances, too."""
 
@@ -163,7 +163,6 @@ class Turn:
     key: Key
     manner: Manner
     sentences: Splitter
-    num_bytes: int = 0
     num_sentences: int = 0
 
 
@@ -355,10 +354,8 @@ class Conversation:
     def _add(self, text: str, manner: Manner) -> None:
         if not text:
             return
-        turn = self._latest_turn(manner)
-        turn.sentences.add(text)
-        turn.num_bytes += len(text.encode())
-        if sum(turn.num_bytes for turn in self._turns) > MOST_TEXT_BYTES:
+        self._latest_turn(manner).sentences.add(text)
+        if sum(turn.sentences.num_waiting_bytes for turn in self._turns) > MOST_TEXT_BYTES:
             too_large = TooLarge(
                 f"more than {MOST_TEXT_BYTES >> 10} KiB of text wait to be spoken", param="text"
             )
