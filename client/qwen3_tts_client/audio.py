@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+_NOT_IN_ONE_FILE = ("RAW", "SD2")  # formats that keep the sample rate elsewhere
+
 Samples: TypeAlias = npt.NDArray[np.float32]
 """Mono audio in [-1, 1]: float32 [num_samples]."""
 
@@ -38,14 +40,23 @@ class Audio:
 
         Raises:
             ValueError: libsndfile has no such format.
+            OSError: the file cannot be written.
         """
-        soundfile.write(path, self.samples, self.sample_rate, format=file_format(path))
-        return Path(path)
+        path = Path(path)
+        path.write_bytes(self._encoded(file_format(path)))
+        return path
 
     def to_wav(self) -> bytes:
         """The bytes of a 16-bit PCM WAV file."""
+        return self._encoded("WAV", "PCM_16")
+
+    def _encoded(self, form: str, subtype: str | None = None) -> bytes:
+        """In memory first: libsndfile calls whatever is wrong with a file a `System error`."""
         file = io.BytesIO()
-        soundfile.write(file, self.samples, self.sample_rate, format="WAV", subtype="PCM_16")
+        try:
+            soundfile.write(file, self.samples, self.sample_rate, format=form, subtype=subtype)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"this audio cannot be written as {form.lower()}: {error}") from error
         return file.getvalue()
 
 
@@ -55,8 +66,10 @@ def file_format(path: str | Path) -> str:
     Raises:
         ValueError: there is none.
     """
-    extension = Path(path).suffix[1:]
-    if extension.upper() not in soundfile.available_formats():
-        known = ", ".join(sorted(soundfile.available_formats())).lower()
-        raise ValueError(f"cannot write {str(path)!r}: its extension must be one of {known}")
-    return extension.upper()
+    extension = Path(path).suffix[1:].upper()
+    known = sorted(set(soundfile.available_formats()).difference(_NOT_IN_ONE_FILE))
+    if extension not in known:
+        raise ValueError(
+            f"cannot write {str(path)!r}: its extension must be one of {', '.join(known).lower()}"
+        )
+    return extension

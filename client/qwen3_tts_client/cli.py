@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from qwen3_tts_client.alerts import ALERTS, Alert
@@ -415,11 +416,17 @@ def _write(audio: Audio, output: str) -> None:
 
 
 def _output(path: str) -> str:
+    """What cannot be written is refused before anything is spoken."""
+    if path == "-":
+        return path
     try:
-        if path != "-":
-            file_format(path)
+        file_format(path)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path!r} is a directory")
+    if not (folder := Path(path).parent).is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {path!r}: there is no directory {str(folder)!r}")
     return path
 
 

@@ -87,6 +87,12 @@ def test_a_missing_certificate_is_one_line_on_stderr(capsys):
     [
         ([], "COMMAND"),
         (["say", "Hi.", "-o", "hi.xyz"], "its extension must be one of"),
+        (["say", "Hi.", "-o", "hi.raw"], "its extension must be one of"),
+        (["say", "Hi.", "-o", "/missing/hi.wav"], "there is no directory '/missing'"),
+        (
+            ["voices", "design", "a", "b", "--sample-text", "c", "-o", "/missing/hi.wav"],
+            "there is no directory",
+        ),
         (["bench", "--concurrency", "0"], "0 is less than 1"),
         (["voices"], "COMMAND"),
         (["voices", "save", "me", "me.wav", "--metadata", "[1]"], "'[1]' is not a JSON object"),
