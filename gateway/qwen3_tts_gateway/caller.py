@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from qwen3_tts_gateway.errors import Forbidden, ForeignPage
+from qwen3_tts_gateway.errors import Forbidden, ForeignPage, Unauthorized
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key, presented_key
 
@@ -19,8 +19,11 @@ def gateway_of(connection: HTTPConnection) -> Gateway:
     return connection.app.state.gateway  # type: ignore[no-any-return]
 
 
-def caller_of(connection: HTTPConnection, scope: str) -> Key:
+def caller_of(connection: HTTPConnection, scope: str | None = None) -> Key:
     """The key that a request or a WebSocket came with.
+
+    Args:
+        scope: what the key must be for; None: anything.
 
     Raises:
         Unauthorized: it came with none that is known and valid.
@@ -31,7 +34,7 @@ def caller_of(connection: HTTPConnection, scope: str) -> Key:
         presented_key(connection.headers), datetime.now(timezone.utc)
     )
     connection.state.key = key.name  # for the log
-    if scope not in key.scopes:
+    if scope is not None and scope not in key.scopes:
         raise Forbidden(f"key {key.name!r} is not for this; it would need the scope {scope!r}")
     return key
 
@@ -63,6 +66,14 @@ async def _caller_or_nobody(connection: HTTPConnection) -> Key | None:
     return caller_of(connection, "synth")
 
 
+async def _known_caller(connection: HTTPConnection) -> Key | None:
+    """A stranger is answered all the same, and told less."""
+    try:
+        return caller_of(connection)
+    except Unauthorized:
+        return None
+
+
 async def _gateway(connection: HTTPConnection) -> Gateway:
     return gateway_of(connection)
 
@@ -70,4 +81,5 @@ async def _gateway(connection: HTTPConnection) -> Gateway:
 Gate = Annotated[Gateway, Depends(_gateway)]
 Synth = Annotated[Key, _caller("synth")]
 SynthOrNobody = Annotated[Key | None, Depends(_caller_or_nobody)]
+KnownCaller = Annotated[Key | None, Depends(_known_caller)]
 VoiceOwner = Annotated[Key, _caller("voices")]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import quote
@@ -203,6 +205,34 @@ def test_what_operators_and_browsers_ask_first_needs_no_key(
     http: httpx.Client, fake_triton: FakeTriton, path: str
 ) -> None:
     assert http.get(path).status_code == 200
+
+
+def test_what_needs_no_key_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    keys = page.split("\n## Keys\n")[1].split("\n## ")[0]
+    documented = {f"GET {path}" for path in re.findall(r"`(/[^`]*)`", keys)}
+    unlisted = {"GET /metrics", "GET /docs", "GET /redoc", "GET /openapi.json"}  # of the OpenAPI document
+    assert documented == OPEN_TO_ALL | unlisted
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_told"),
+    [({}, False), ({"X-API-Key": "wrong"}, False), ({"X-API-Key": "of-the-env"}, True)],
+)
+def test_why_a_model_is_away_is_told_to_those_who_have_a_key(
+    http: httpx.Client, fake_triton: FakeTriton, headers: dict[str, str], is_told: bool
+) -> None:
+    fake_triton.repository, fake_triton.reasons = ("broken",), {"broken": "no file /srv/weights"}
+    response = http.get("/health/models", headers=headers)
+    assert response.json()["models"]["broken"]["state"] == "UNAVAILABLE"
+    assert ("/srv/weights" in response.text) == is_told
+
+
+def test_why_a_model_is_away_is_told_to_all_where_no_key_is_needed(
+    open_gateway: httpx.Client, fake_triton: FakeTriton
+) -> None:
+    fake_triton.repository, fake_triton.reasons = ("broken",), {"broken": "no file /srv/weights"}
+    assert "/srv/weights" in open_gateway.get("/health/models").text
 
 
 @SPEAKING

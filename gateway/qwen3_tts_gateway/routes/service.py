@@ -8,9 +8,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from qwen3_tts_client import SpeechError
+from qwen3_tts_client import ModelState, SpeechError
 from qwen3_tts_gateway.answering import told
-from qwen3_tts_gateway.caller import Gate
+from qwen3_tts_gateway.caller import Gate, KnownCaller
+from qwen3_tts_gateway.keys import Key
 
 router = APIRouter(tags=["service"])
 
@@ -48,8 +49,11 @@ async def readiness(gate: Gate) -> Response:
 
 
 @router.get("/health/models")
-async def health_of_models(gate: Gate) -> dict[str, Any]:
-    """Which models can speak, and the state of each: READY, LOADING, UNLOADING or UNAVAILABLE, and why."""
+async def health_of_models(gate: Gate, key: KnownCaller) -> dict[str, Any]:
+    """Which models can speak, and the state of each: READY, LOADING, UNLOADING or UNAVAILABLE.
+
+    Why, in Triton's words, is for those who may call: they name files and hosts.
+    """
     try:
         models = await gate.tts.models.list()
     except SpeechError as error:
@@ -60,8 +64,12 @@ async def health_of_models(gate: Gate) -> dict[str, Any]:
         **loaded,
         "tokenizer_loaded": any(loaded.values()),  # each talker brings its own
         "triton": "ready",
-        "models": {model.name: {"state": model.state, "reason": model.reason} for model in models},
+        "models": {model.name: _state_of(model, key) for model in models},
     }
+
+
+def _state_of(model: ModelState, key: Key | None) -> dict[str, str]:
+    return {"state": model.state} if key is None else {"state": model.state, "reason": model.reason}
 
 
 @router.get("/metrics", include_in_schema=False)
