@@ -135,7 +135,7 @@ def test_what_only_triton_knows_is_a_503_while_it_is_away(
 def test_the_items_of_a_batch_say_so_each(lonely: httpx.Client) -> None:
     body = {"voice": "ryan", "items": [{"input": "a"}, {"input": "b"}]}
     answer = lonely.post(f"{SPEECH}/batch", json=body).json()
-    assert [item["error"]["code"] for item in answer["results"]] == ["unavailable"] * 2
+    assert all("does not answer" in item["error"] for item in answer["results"])
 
 
 def test_an_outage_tells_nobody_where_triton_is(

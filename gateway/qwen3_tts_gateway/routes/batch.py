@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwen3_tts_gateway.answering import error_object
+from qwen3_tts_gateway.answering import told
 from qwen3_tts_gateway.caller import Gate, Synth
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS
 from qwen3_tts_gateway.errors import KNOWN_ERRORS, invalid_input
@@ -35,7 +35,28 @@ class BatchBody(BaseModel):
     items: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_BATCH_ITEMS)
 
 
-@router.post("/speech/batch", response_model=dict[str, Any])
+class Result(BaseModel):
+    """What became of one item, null where there is nothing to say; `error` is a sentence."""
+
+    index: int
+    status: Literal["success", "error"]
+    audio_data: str | None = None
+    media_type: str | None = None
+    error: str | None = None
+    usage: dict[str, int] | None = None
+
+
+class BatchAnswer(BaseModel):
+    """`audio_data` is base64; the results are in the order of the items."""
+
+    id: str
+    results: list[Result]
+    total: int
+    succeeded: int
+    failed: int
+
+
+@router.post("/speech/batch", response_model=BatchAnswer)
 async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> Response:
     """Speak several texts; the audio comes as base64, an item that fails says why."""
     defaults = body.model_extra or {}
@@ -44,15 +65,15 @@ async def speak_batch(body: BatchBody, gate: Gate, key: Synth) -> Response:
     check_batch(texts, gate.settings, param="items")
     speaking = [_item(index, _over(defaults, item), gate, key) for index, item in enumerate(items)]
     results = await gate.narrator.together(speaking, key)
-    num_failed = sum(result["status"] == "error" for result in results)
-    answer = {
-        "id": f"speech-batch-{uuid.uuid4().hex}",
-        "results": results,
-        "total": len(results),
-        "succeeded": len(results) - num_failed,
-        "failed": num_failed,
-    }
-    return await in_thread(JSONResponse, answer)
+    num_failed = sum(result.status == "error" for result in results)
+    answer = BatchAnswer(
+        id=f"speech-batch-{uuid.uuid4().hex}",
+        results=results,
+        total=len(results),
+        succeeded=len(results) - num_failed,
+        failed=num_failed,
+    )
+    return Response(await in_thread(answer.model_dump_json), media_type="application/json")
 
 
 def _over(defaults: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +82,11 @@ def _over(defaults: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name not in replaced} | item
 
 
-async def _item(index: int, fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, Any]:
+async def _item(index: int, fields: dict[str, Any], gate: Gateway, key: Key) -> Result:
     try:
-        return {"index": index, "status": "success", **await _spoken(fields, gate, key)}
+        return Result(index=index, status="success", **await _spoken(fields, gate, key))
     except (*KNOWN_ERRORS, ValidationError) as error:
-        return {"index": index, "status": "error", "error": error_object(_known(error))}
+        return Result(index=index, status="error", error=told(_known(error)))
 
 
 async def _spoken(fields: dict[str, Any], gate: Gateway, key: Key) -> dict[str, Any]:
