@@ -88,6 +88,23 @@ def test_an_utterance_comes_as_a_wav_file_with_figures_in_its_headers(
     assert response.headers["X-Cache-Status"] == "disabled"
 
 
+@pytest.mark.parametrize(
+    ("route", "voice", "name"),
+    [
+        ("custom-voice/generate", {"speaker": "Vivian"}, "custom_voice_Vivian.wav"),
+        ("custom-voice/generate", {"speaker": "grandpa"}, "custom_voice_grandpa.wav"),
+        ("custom-voice/generate", {"speaker": 'a"\r\nX: y/../é'}, "custom_voice_a_X_y_.._.wav"),
+        ("custom-voice/generate", {"speaker": "a" * 100}, f"custom_voice_{'a' * 67}.wav"),
+        ("voice-design/generate", {"instruct": "an old storyteller"}, "voice_design.wav"),
+        ("base/clone", REFERENCE, "voice_clone.wav"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_a_file_is_called_as_it_was(http: httpx.Client, route: str, voice: dict[str, str], name: str) -> None:
+    response = post(http, route, text="Hello.", **voice)
+    assert response.headers["content-disposition"] == f"attachment; filename={name}"
+
+
 @pytest.mark.parametrize(("route", "voice"), VOICES.items())
 def test_an_utterance_comes_as_base64_in_json(http: httpx.Client, route: str, voice: dict[str, Any]) -> None:
     wav = post(http, route, text="Hello.", **voice).content
@@ -340,6 +357,7 @@ def test_a_prompt_speaks_with_the_voice_it_was_made_from(http: httpx.Client, fak
     prompt_id = create_prompt(http, **REFERENCE)
     response = post(http, "base/generate-with-prompt", text="Hello.", prompt_id=prompt_id)
     assert len(samples_in(response.content)) == len(SAID)
+    assert response.headers["content-disposition"] == "attachment; filename=voice_clone_prompt.wav"
     [call] = fake_triton.calls
     assert (call.request.model_name, call.string("voice")) == ("qwen3_tts_base", f"prompt-{prompt_id}")
     again = post(
@@ -387,8 +405,8 @@ def test_a_prompt_belongs_to_the_key_that_made_it(fake_triton: FakeTriton) -> No
 # --- recordings ---------------------------------------------------------------------------------------------
 
 
-def upload(http: httpx.Client, recording: bytes) -> httpx.Response:
-    return http.post("/api/v1/base/upload-ref-audio", files={"file": ("me.wav", recording, "audio/wav")})
+def upload(http: httpx.Client, recording: bytes, kind: str = "audio/wav") -> httpx.Response:
+    return http.post("/api/v1/base/upload-ref-audio", files={"file": ("me.wav", recording, kind)})
 
 
 def test_an_uploaded_recording_comes_back_as_base64_that_clones(http: httpx.Client) -> None:
@@ -401,6 +419,25 @@ def test_an_uploaded_recording_comes_back_as_base64_that_clones(http: httpx.Clie
     }
     body = {"ref_audio_base64": answer["audio_base64"], "ref_text": TRANSCRIPT}
     assert post(http, "base/clone", text="Hello.", **body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind", ["audio/wav", "Audio/X-M4A", "application/octet-stream", "video/mp4", "video/ogg"]
+)
+def test_what_may_be_a_recording_is_taken(http: httpx.Client, kind: str) -> None:
+    assert upload(http, RECORDING, kind).json()["content_type"] == kind
+
+
+@pytest.mark.parametrize("kind", ["text/html", "image/png", "video/quicktime", ""])
+def test_what_says_that_it_is_no_recording_is_refused(http: httpx.Client, kind: str) -> None:
+    assert refusal(upload(http, RECORDING, kind)) == (400, "Invalid file type. Must be audio file.")
+
+
+def test_there_is_no_cache_and_both_routes_say_so(http: httpx.Client) -> None:
+    stats = http.get("/api/v1/base/cache/stats").json()
+    assert stats == post(http, "base/cache/clear").json()
+    assert stats["enabled"] is False
+    assert "no cache" in stats["message"]
 
 
 def test_five_megabytes_are_as_much_as_is_taken(http: httpx.Client) -> None:

@@ -6,6 +6,7 @@ Shapes: https://github.com/linkary/qwen-tts-server.
 from __future__ import annotations
 
 import io
+import re
 import uuid
 import wave
 import zipfile
@@ -33,10 +34,18 @@ from qwen3_tts_gateway.sound import Sound, base64_text
 from qwen3_tts_gateway.speech import CallersVoice, Language, Speech, Utterance, check_batch, checked_text
 from qwen3_tts_gateway.threads import in_thread
 
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")  # of files: a speaker is any text
+
 router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
 
 SAMPLE_RATE = 24000
 MOST_UPLOAD_BYTES = 5 << 20
+AUDIO_TYPES = ("audio/", "application/octet-stream", "video/mp4", "video/ogg")
+"""How the Content-Type of a recording begins; some clients call M4A and Ogg files films."""
+NO_CACHE = {
+    "enabled": False,
+    "message": "There is no cache: no audio is kept, and prompts are kept until they are deleted.",
+}
 ResponseFormat = Literal["wav", "base64"]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -97,7 +106,7 @@ class VoiceDesignBatchBody(BatchManner):
 @router.post("/custom-voice/generate", tags=["CustomVoice"], response_class=Response, responses=WAV_OR_JSON)
 async def custom_voice(body: CustomVoiceBody, gate: Gate, key: Synth) -> Response:
     """Speak with a built-in speaker."""
-    return await _whole(_custom_voice(body, gate), body, gate, key)
+    return await _whole(_custom_voice(body, gate), f"custom_voice_{body.speaker}", body, gate, key)
 
 
 @router.post("/custom-voice/generate-stream", tags=["CustomVoice"], response_class=Response, responses=EVENTS)
@@ -136,7 +145,7 @@ async def languages(gate: Gate, key: Synth) -> dict[str, Any]:
 @router.post("/voice-design/generate", tags=["VoiceDesign"], response_class=Response, responses=WAV_OR_JSON)
 async def voice_design(body: VoiceDesignBody, gate: Gate, key: Synth) -> Response:
     """Speak in a voice that is described in words."""
-    return await _whole(_voice_design(body, gate), body, gate, key)
+    return await _whole(_voice_design(body, gate), "voice_design", body, gate, key)
 
 
 @router.post("/voice-design/generate-stream", tags=["VoiceDesign"], response_class=Response, responses=EVENTS)
@@ -156,7 +165,7 @@ async def voice_design_batch(body: VoiceDesignBatchBody, gate: Gate, key: Synth)
 @router.post("/base/clone", tags=["Base"], response_class=Response, responses=WAV_OR_JSON)
 async def clone(body: CloneBody, gate: Gate, key: Synth) -> Response:
     """Speak in the voice of a recording."""
-    return await _whole(_clone(body, gate), body, gate, key)
+    return await _whole(_clone(body, gate), "voice_clone", body, gate, key)
 
 
 @router.post("/base/clone-stream", tags=["Base"], response_class=Response, responses=EVENTS)
@@ -177,12 +186,14 @@ async def create_prompt(body: ReferenceBody, gate: Gate, key: Synth) -> dict[str
 async def generate_with_prompt(body: PromptBody, gate: Gate, key: Synth) -> Response:
     """Speak in the voice of a prompt that was created before."""
     prompt = await _prompt(body.prompt_id, gate, key)
-    return await _whole(_speech(body, prompt, gate), body, gate, key)
+    return await _whole(_speech(body, prompt, gate), "voice_clone_prompt", body, gate, key)
 
 
 @router.post("/base/upload-ref-audio", tags=["Base"])
 async def upload_reference(file: UploadFile, key: Synth) -> dict[str, Any]:
     """A recording as base64, to be sent as `ref_audio_base64`; nothing is kept."""
+    if not (file.content_type or "").lower().startswith(AUDIO_TYPES):
+        raise InvalidInput("Invalid file type. Must be audio file.", param="file")
     recording = await uploaded_recording(file, most_bytes=MOST_UPLOAD_BYTES, param="file")
     return {
         "filename": file.filename,
@@ -190,6 +201,18 @@ async def upload_reference(file: UploadFile, key: Synth) -> dict[str, Any]:
         "audio_base64": await in_thread(base64_text, recording),
         "message": "File uploaded and encoded successfully",
     }
+
+
+@router.get("/base/cache/stats", tags=["Base"])
+async def cache_stats(key: Synth) -> dict[str, Any]:
+    """What the original says where its cache is switched off."""
+    return NO_CACHE
+
+
+@router.post("/base/cache/clear", tags=["Base"])
+async def clear_cache(key: Synth) -> dict[str, Any]:
+    """As `stats`: there is nothing to clear."""
+    return NO_CACHE
 
 
 def _custom_voice(body: CustomVoiceBody, gate: Gateway) -> Speech:
@@ -239,13 +262,14 @@ async def _prompt(prompt_id: str, gate: Gateway, key: Key) -> Saved:
     return Saved(name)
 
 
-async def _whole(speech: Speech, body: Manner, gate: Gateway, key: Key) -> Response:
+async def _whole(speech: Speech, name: str, body: Manner, gate: Gateway, key: Key) -> Response:
+    """A file of this name, or what is in it as JSON."""
     utterance = gate.narrator.utterance(speech, key)
     wav = await utterance.whole()
     if body.response_format == "base64":
         return await in_thread(_one_in_json, wav)
     headers = {
-        "Content-Disposition": "attachment; filename=speech.wav",
+        "Content-Disposition": f"attachment; filename={_NOT_IN_NAMES.sub('_', name)[:80]}.wav",
         "X-Generation-Time": f"{utterance.generation_s:.3f}",
         "X-Audio-Duration": f"{utterance.duration_s:.3f}",
         "X-RTF": f"{utterance.generation_s / max(utterance.duration_s, 1e-9):.3f}",
