@@ -71,6 +71,12 @@ def _is_among(names: Collection[str], name: str) -> bool:
     return name.casefold() in {taken.casefold() for taken in names}
 
 
+def names_in(expression: str) -> list[str]:
+    """Of a mix, or of what is no more than a name."""
+    matches = (_MIXED.fullmatch(part) for part in expression.split("+"))
+    return [match[1] for match in matches if match is not None]
+
+
 class VoiceNames:
     """Translates the names of callers into those that Triton knows."""
 

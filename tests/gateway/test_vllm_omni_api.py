@@ -344,6 +344,23 @@ def test_voices_are_listed_as_objects_with_id_and_name(http: httpx.Client) -> No
     assert [voice["name"] for voice in listed["uploaded_voices"]] == ["grandpa"]
 
 
+def test_aliases_of_saved_voices_are_listed_for_those_who_have_the_voices(fake_triton: FakeTriton) -> None:
+    aliases = {"onyx": "grandpa", "echo": "grandpa(2)+grandma", "nova": "somebody", "ash": "Ryan"}
+    ours = settings(triton_grpc_port=fake_triton.port, openai_voices=aliases, api_keys=("mine", "yours"))
+
+    def listed(http: httpx.Client) -> list[str]:
+        return [voice["id"] for voice in http.get(VOICES).json()["voices"] if voice["kind"] == "alias"]
+
+    with running_gateway(ours) as gateway, httpx.Client(base_url=gateway.url) as http:
+        http.headers["X-API-Key"] = "mine"
+        save(http, "grandpa")
+        assert listed(http) == ["onyx", "ash"]
+        save(http, "grandma")
+        assert listed(http) == ["onyx", "echo", "ash"]
+        http.headers["X-API-Key"] = "yours"
+        assert listed(http) == ["ash"]
+
+
 def test_voices_are_listed_as_names_for_those_who_expect_names(http: httpx.Client) -> None:
     save(http, "grandpa")
     names = ["Ryan", "Vivian", "ash", "coral", "nova", "verse", "grandpa"]
@@ -401,6 +418,7 @@ def test_a_recorded_voice_is_kept_with_everything_said_about_it(http: httpx.Clie
         "file_size": len(RECORDING),
         "mime_type": "audio/wav",
         "embedding_source": "audio",
+        "embedding_dim": None,
         "ref_text": TRANSCRIPT,
         "speaker_description": "an old man",
         "model": "tiny",
@@ -414,7 +432,7 @@ def test_a_recorded_voice_is_kept_with_everything_said_about_it(http: httpx.Clie
 def test_a_recording_without_a_transcript_is_kept_by_its_timbre(http: httpx.Client) -> None:
     voice = save(http, "grandpa").json()["voice"]
     assert voice["x_vector_only"] is True
-    assert "ref_text" not in voice
+    assert voice["ref_text"] == ""
 
 
 def test_an_embedding_is_kept(http: httpx.Client, fake_triton: FakeTriton) -> None:
@@ -422,6 +440,24 @@ def test_an_embedding_is_kept(http: httpx.Client, fake_triton: FakeTriton) -> No
     assert (voice["embedding_source"], voice["embedding_dim"]) == ("direct", 4)
     saved = next(question for question in fake_triton.questions if "speaker_embedding" in question.inputs)
     assert saved.array("speaker_embedding").tolist() == [EMBEDDING]
+
+
+def test_of_every_voice_the_same_is_told(http: httpx.Client, shelf: Shelf) -> None:
+    save(http, "grandpa", consent="yes", ref_text=TRANSCRIPT)
+    save(http, "grandma", speaker_embedding=json.dumps(EMBEDDING))
+    shelf.voices["past the gateway"] = {**shelf.voices["grandpa"], "name": "past the gateway", "metadata": {}}
+    told = [set(voice) for voice in http.get(VOICES).json()["uploaded_voices"]]
+    assert len(told) == 3
+    assert told == [told[0]] * 3
+    assert {
+        "name",
+        "consent",
+        "created_at",
+        "file_size",
+        "mime_type",
+        "embedding_source",
+        "embedding_dim",
+    } < told[0]
 
 
 def test_a_voice_saved_again_is_replaced(http: httpx.Client) -> None:
@@ -628,7 +664,7 @@ def test_a_keys_own_voice_goes_before_one_that_is_nobodys(
         [voice] = mine.get(VOICES).json()["uploaded_voices"]
         assert (voice["name"], voice["consent"]) == ("grandpa", "mine")
     [voice] = yours.get(VOICES).json()["uploaded_voices"]
-    assert "consent" not in voice
+    assert voice["consent"] == ""
 
 
 @pytest.mark.parametrize("path", ["{name}", "key-{owner}.{name}"])

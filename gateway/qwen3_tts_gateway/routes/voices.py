@@ -14,7 +14,7 @@ from qwen3_tts_gateway.documenting import OPENAI_ERRORS
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
-from qwen3_tts_gateway.naming import check_new_name, stored_name, visible_name
+from qwen3_tts_gateway.naming import check_new_name, names_in, stored_name, visible_name
 from qwen3_tts_gateway.recordings import Embedding, embedded_voice, uploaded_recording
 
 router = APIRouter(prefix="/v1/audio", tags=["voices"], responses=OPENAI_ERRORS)
@@ -33,7 +33,7 @@ async def voices(gate: Gate, key: SynthOrNobody, legacy: bool = False) -> dict[s
         saved = [] if key is None else await _saved(gate, key)
     listed = [
         *(_built_in(speaker.name, speaker) for speaker in speakers),
-        *_aliases(gate, speakers),
+        *_aliases(gate, speakers, {name for name, _ in saved}),
         *({"id": name, "name": name, "kind": "saved"} for name, _ in saved),
     ]
     if legacy:
@@ -123,22 +123,39 @@ def _built_in(name: str, speaker: Speaker) -> dict[str, Any]:
     }
 
 
-def _aliases(gate: Gateway, speakers: list[Speaker]) -> list[dict[str, Any]]:
-    """OpenAI's names, those whose speaker this checkpoint has."""
+def _aliases(gate: Gateway, speakers: list[Speaker], saved: set[str]) -> list[dict[str, Any]]:
+    """OpenAI's names, those whose speaker this checkpoint has, or whose saved voices this key has."""
     by_name = {speaker.name.lower(): speaker for speaker in speakers}
-    found = ((alias, by_name.get(name.lower())) for alias, name in gate.names.aliases.items())
-    return [_built_in(alias, speaker) | {"kind": "alias"} for alias, speaker in found if speaker is not None]
+    listed = []
+    for alias, meant in gate.names.aliases.items():
+        if speaker := by_name.get(meant.lower()):
+            listed.append(_built_in(alias, speaker) | {"kind": "alias"})
+        elif (names := set(names_in(meant))) and names <= saved:
+            listed.append({"id": alias, "name": alias, "kind": "alias"})
+    return listed
+
+
+# What is said of every uploaded voice, known or not: clients have a class for it.
+_FACTS = {
+    "consent": "",
+    "speaker_description": "",
+    "file_size": None,
+    "mime_type": "",
+    "embedding_source": "",
+    "embedding_dim": None,
+}
 
 
 def _uploaded(name: str, voice: SavedVoice) -> dict[str, Any]:
-    facts = {key: value for key, value in voice.metadata.items() if value not in ("", None)}
     return {
-        **facts,  # before the rest: a voice saved past the gateway has metadata of any kind
+        **_FACTS,
+        # Before the rest: a voice saved past the gateway has metadata of any kind.
+        **{key: value for key, value in voice.metadata.items() if value is not None},
         "name": name,
         "created_at": _epoch_s(voice.created_at),
         "model": voice.model,
         "x_vector_only": voice.x_vector_only,
-        **({"ref_text": voice.ref_text} if voice.ref_text else {}),
+        "ref_text": voice.ref_text,
     }
 
 
