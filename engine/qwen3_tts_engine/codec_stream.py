@@ -107,7 +107,8 @@ class CodecStream:
         """A voice that speaks again finds the state that its reference left."""
         key = hashlib.sha256(codes.tobytes()).digest()
         if key not in self._references:
-            self._references[key] = self._decoder.remember(torch.from_numpy(codes)[None].to(self._device))
+            past = self._decoder.remember(torch.from_numpy(codes)[None].to(self._device))
+            self._references[key] = [tensor.clone() for tensor in past]  # each is a view of much more
             if len(self._references) > REFERENCES_KEPT:
                 self._references.popitem(last=False)
         self._references.move_to_end(key)

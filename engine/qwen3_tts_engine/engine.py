@@ -24,6 +24,7 @@ from qwen3_tts_engine.metrics import Metrics, NoMetrics
 from qwen3_tts_engine.model.checkpoint import Checkpoint, resolve
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.model.config import SpeechConfig
+from qwen3_tts_engine.model.kv_cache import CacheLost
 from qwen3_tts_engine.model.layers import attention_kernels
 from qwen3_tts_engine.model.precision import choose_dtype, expect_int8
 from qwen3_tts_engine.model.prompt import PromptWriter
@@ -31,7 +32,7 @@ from qwen3_tts_engine.model.text import TextTokenizer
 from qwen3_tts_engine.profile import PROFILES
 from qwen3_tts_engine.request import FRAMES_PER_SECOND, SAMPLE_RATE, SpeechRequest, VoicePrompt
 from qwen3_tts_engine.runner import ModelRunner, resident_positions
-from qwen3_tts_engine.scheduler import Due, Move, Scheduler
+from qwen3_tts_engine.scheduler import Due, Move, Plan, Scheduler
 from qwen3_tts_engine.sequence import AudioSink, Chunk, Sequence, frame_cap
 
 logger = logging.getLogger(__name__)
@@ -200,8 +201,9 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan.rows:
             return
-        self._seat(plan.newcomers)
-        codes = self.runner.run(plan)
+        self.runner.advance(plan)
+        plan = self._welcome(plan)
+        codes = self.runner.speak(plan.rows).numpy()
         self.scheduler.commit(plan, codes)
         self._deliver(self.scheduler.due(self._clock()))
         self.metrics.add(families.FRAMES, sum(codes[:, 0] != self.scheduler.eos))
@@ -279,6 +281,25 @@ class Engine:
         for sequence in self.scheduler.cancelled():
             self._release(sequence, Cancelled("the caller left"))
 
+    def _welcome(self, plan: Plan) -> Plan:
+        """Read the newcomers' prompts; where that fails, for want of memory say, it costs them alone."""
+        if not plan.newcomers:
+            return plan
+        try:
+            self._seat(plan.newcomers)
+            self.runner.prefill(plan.newcomers)
+        except CacheLost:
+            raise
+        except Exception as error:
+            if not plan.running:
+                raise
+            logger.exception("%d newcomers could not begin", len(plan.newcomers))
+            self.metrics.add(families.FAILURES)
+            for sequence in reversed(plan.newcomers):  # they have the last slots: nobody has to move
+                self._dismiss(sequence, EngineFailed(f"the utterance could not begin: {error}"))
+            return Plan(plan.running, [])
+        return plan
+
     def _seat(self, newcomers: list[Sequence]) -> None:
         self.metrics.add(families.WAITING, -len(newcomers))
         self.metrics.add(families.ACTIVE_SLOTS, len(newcomers))
@@ -306,7 +327,7 @@ class Engine:
 
     def _write(self, sequence: Sequence, samples: np.ndarray) -> None:
         now_s = self._clock()
-        if sequence.chunks_sent == 0:
+        if sequence.is_first_heard:
             self.metrics.observe(families.FIRST_AUDIO, now_s - sequence.arrived_s)
         if len(samples) and sequence.playback.has_run_dry(now_s):
             self.metrics.add(families.UNDERRUNS)
@@ -339,6 +360,7 @@ class Engine:
 
     def _fail_everyone(self, error: EngineFailed) -> None:
         """Last slot first: nobody has to move on a device that may be broken."""
+        self.metrics.add(families.FAILURES)
         for sequence in reversed(list(self.scheduler.running)):
             self._dismiss(sequence, error)
 

@@ -113,14 +113,20 @@ def _budget_bytes(config: EngineConfig, device: torch.device, weight_bytes: int)
 def available_bytes(root: Path = Path("/")) -> int:
     """What a process may still take of this machine, or of its container's limit where that is less.
 
-    Source: "MemAvailable" of proc_meminfo(5); `memory.max` and `memory.current` of the kernel's cgroup v2.
+    Source: "MemAvailable" of proc_meminfo(5); `memory.max`, `memory.current` and `memory.stat` of
+    the kernel's cgroup v2. Files that were read are in `memory.current`, and make room when it is wanted.
     """
-    meminfo = (root / "proc/meminfo").read_text()
-    machine = 1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB$", meminfo, flags=re.MULTILINE)[0])
-    limit, used = (root / "sys/fs/cgroup" / name for name in ("memory.max", "memory.current"))
-    if not limit.exists() or limit.read_text().strip() == "max":
+    machine = 1024 * _field(root / "proc/meminfo", r"MemAvailable:\s+(\d+) kB")
+    group = root / "sys/fs/cgroup"
+    if not (group / "memory.max").exists() or (group / "memory.max").read_text().strip() == "max":
         return machine
-    return max(0, min(machine, int(limit.read_text()) - int(used.read_text())))
+    limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    files = sum(_field(group / "memory.stat", rf"{name}_file (\d+)") for name in ("active", "inactive"))
+    return max(0, min(machine, limit - used + files))
+
+
+def _field(page: Path, pattern: str) -> int:
+    return int(re.findall(rf"^{pattern}$", page.read_text(), flags=re.MULTILINE)[0])
 
 
 def give_back_freed_memory() -> None:

@@ -7,9 +7,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_tts_engine.device import Fetched, Graphs, Step, send
@@ -81,20 +79,39 @@ class ModelRunner:
             frames = [self._predictor_frame(batch, kind) for batch, kind in product(batches, self._kinds)]
             self._graphs.record(dict([*talker_steps, *frames]))
 
-    def run(self, plan: Plan) -> NDArray[np.int64]:
-        """One frame of every row -> codes [rows, 16]; a row that ends has the end code first."""
-        return self.launch(plan).numpy()
-
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Fetched:
-        """Queue all that `run` does; the codes are there when the device has come so far."""
-        rows = plan.rows
+    def advance(self, plan: Plan) -> None:
+        """Those who speak on hear their last frame."""
         self._stage(plan)
         if plan.running:
             self._step(plan.running)
-        if plan.newcomers:
-            self._prefill(plan.newcomers)
-        self._speak(rows)
+
+    @torch.inference_mode()
+    def prefill(self, newcomers: Rows[Sequence]) -> None:
+        """Read the prompts of those who have just got the slots after the others'.
+
+        After `advance`, which may write to slots that nobody speaks in yet.
+        """
+        first, count = newcomers[0].slot, len(newcomers)
+        self.cache.fit(max(len(s.prompt) for s in newcomers))
+        prompts = [self._embed(s.prompt) for s in newcomers]
+        self._state.hidden[first : first + count] = self._models.talker.prefill(prompts, first)
+        self._state.spoken[first : first + count] = False
+        for sequence in newcomers:
+            self._noise.seed(sequence.slot, sequence.seed)
+
+    @torch.inference_mode()
+    def speak(self, rows: Rows[Sequence]) -> Fetched:
+        """One frame of every row: codes [rows, 16], which are there when the device has come so far.
+
+        A row that ends has the end code first.
+        """
+        requests = [s.request for s in rows]
+        settings = [(r.talker, r.subtalker, r.repetition_penalty) for r in requests]
+        if settings != self._settings:
+            self._kind, self._settings = self._settle(settings), settings
+        self._noise.draw(requests)
+        self._graphs.run(*self._predictor_frame(self._batches.fit(len(rows)), self._kind))
         return Fetched(self._state.codes[: len(rows)])
 
     @torch.inference_mode()
@@ -125,15 +142,6 @@ class ModelRunner:
         self.cache.fit(span)
         self._graphs.run(*self._talker_step(batch, span))
 
-    def _prefill(self, newcomers: Rows[Sequence]) -> None:
-        first, count = newcomers[0].slot, len(newcomers)
-        self.cache.fit(max(len(s.prompt) for s in newcomers))
-        prompts = [self._embed(s.prompt) for s in newcomers]
-        self._state.hidden[first : first + count] = self._models.talker.prefill(prompts, first)
-        self._state.spoken[first : first + count] = False
-        for sequence in newcomers:
-            self._noise.seed(sequence.slot, sequence.seed)
-
     def _embed(self, prompt: Prompt) -> Tensor:
         """Text and codec tracks -> [L, D]. The text that follows is projected here, too."""
         embedding, text = self._models.embedding, self._models.talker.text
@@ -146,14 +154,6 @@ class ModelRunner:
                 reference = torch.from_numpy(prompt.voice.ref_codes).to(self._device)
                 spoken[codec == REFERENCE] = embedding.sum(reference)
         return text(self._tensor(prompt.text)) + spoken
-
-    def _speak(self, rows: Rows[Sequence]) -> None:
-        requests = [s.request for s in rows]
-        settings = [(r.talker, r.subtalker, r.repetition_penalty) for r in requests]
-        if settings != self._settings:
-            self._kind, self._settings = self._settle(settings), settings
-        self._noise.draw(requests)
-        self._graphs.run(*self._predictor_frame(self._batches.fit(len(rows)), self._kind))
 
     def _settle(self, settings: list[Settings]) -> FrameKind:
         """Stage how the rows draw; rows that only fill a bucket are greedy."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_tts_engine.chunking import due_frames, within
+from qwen3_tts_engine.chunking import due_frames, longest_chunk, within
 from qwen3_tts_engine.profile import Profile
 from qwen3_tts_engine.sequence import Sequence
 
@@ -85,13 +85,13 @@ class Scheduler:
     def due(self, now_s: float) -> list[list[Due]]:
         """The chunks to voice in this step, those of one length together, the most wanted first.
 
-        First ones and last ones always are: somebody waits for the one, a slot for the other. What they leave
-        of the step's budget goes to the listeners who run dry first. The budget is never less than what a
-        step speaks, or what waits to be voiced would grow without end.
+        A listener's first one and everybody's last one always are: somebody waits for the one, a slot for the
+        other. What they leave of the step's budget goes to the listeners who run dry first. The budget is
+        never less than what a step speaks, or what waits to be voiced would grow without end.
         """
-        first = [s for s in self.running if not s.chunks_sent]
-        last = [s for s in self.running if s.chunks_sent and s.finish_reason]
-        others = [s for s in self.running if s.chunks_sent and not s.finish_reason]
+        first = [s for s in self.running if s.sink.is_live and not s.chunks_sent]
+        last = [s for s in self.running if s.finish_reason and s not in first]
+        others = [s for s in self.running if not s.finish_reason and s not in first]
         at_once = [Due(s, len(s.pending)) for s in (*first, *last)]
         budget = max(self._profile.codec_frames, len(self.running))
         left = budget - sum(chunk.num_frames for chunk in at_once)
@@ -122,8 +122,11 @@ class Scheduler:
         return [Due(s, frames) for s, frames in zip(in_need, granted, strict=True) if frames]
 
     def _due_frames(self, sequence: Sequence, now_s: float) -> int:
+        pending, ramp = len(sequence.pending), self._profile.ramp
+        if not sequence.sink.is_live:  # nobody plays a part of it: the longest chunks cost least
+            return longest_chunk(ramp[-1:], pending)
         slack_s, pace_s = sequence.playback.slack_s(now_s), sequence.pace_s(now_s)
-        return due_frames(len(sequence.pending), sequence.chunks_sent, slack_s, pace_s, self._profile)
+        return due_frames(pending, sequence.chunks_sent, slack_s, pace_s, self._profile)
 
     def _claim_slots(self) -> Iterable[Sequence]:
         """In order of arrival; prompts that are read together are padded to the longest of them."""

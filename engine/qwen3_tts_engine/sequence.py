@@ -37,8 +37,12 @@ def frame_cap(max_frames: int | None, num_text_tokens: int, limit: int) -> Frame
     """A cap the caller gave is the only one; otherwise the text's length bounds the speech.
 
     Raises:
-        InvalidRequest: for a cap outside 1 to `limit`.
+        InvalidRequest: for a cap outside 1 to `limit`, or a prompt that leaves no room to speak.
     """
+    if limit < 1:
+        raise InvalidRequest(
+            f"text has {num_text_tokens} tokens; with the rest of the prompt that is too long"
+        )
     if max_frames is not None:
         if not 1 <= max_frames <= limit:
             raise InvalidRequest(f"max_frames is {max_frames}; this model allows 1 to {limit}")
@@ -121,6 +125,11 @@ class Sequence:
         """The text token that joins the frame just spoken; None once the text is through."""
         step = self.num_frames
         return self.prompt.trailing[step] if step < len(self.prompt.trailing) else None
+
+    @property
+    def is_first_heard(self) -> bool:
+        """Whether the next chunk is the first its caller hears; of a whole utterance, that is the last."""
+        return not self.chunks_sent if self.sink.is_live else self.finish_reason is not None
 
     def add_frame(self, codes: NDArray[np.int64]) -> None:
         self.pending.append(codes)

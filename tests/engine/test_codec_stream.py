@@ -169,6 +169,12 @@ def test_a_slot_left_out_of_a_call_does_not_notice_it(stream: CodecStream, oracl
     assert np.abs(np.concatenate([first, second]) - oracle.decode(codes)).max() <= TOLERANCE
 
 
+def test_a_remembered_reference_keeps_its_state_and_nothing_more(stream: CodecStream) -> None:
+    stream.remember(0, frames(20))
+    [past] = stream._references.values()
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in past)
+
+
 def test_a_reset_slot_remembers_nothing(stream: CodecStream, oracle: Upstream) -> None:
     decode(stream, 1, frames(80, seed=5), [80])
     stream.reset(1)

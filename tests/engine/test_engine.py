@@ -187,13 +187,13 @@ def test_a_failed_step_ends_those_in_flight_with_an_error_and_serves_the_next(
     running_engine: Engine, long: SpeechRequest
 ) -> None:
     lost, heard = Ended(), Ended()
-    run = running_engine.runner.run
+    advance = running_engine.runner.advance
 
     def fail_once(plan: object) -> object:
-        running_engine.runner.run = run  # type: ignore[method-assign]
+        running_engine.runner.advance = advance  # type: ignore[method-assign]
         raise RuntimeError("out of memory")
 
-    running_engine.runner.run = fail_once  # type: ignore[method-assign, assignment]
+    running_engine.runner.advance = fail_once  # type: ignore[method-assign, assignment]
     running_engine.submit(running_engine.prepare(long, lost))
     assert lost.end.wait(20)
     running_engine.submit(running_engine.prepare(HELLO, heard))
@@ -201,6 +201,29 @@ def test_a_failed_step_ends_those_in_flight_with_an_error_and_serves_the_next(
     assert isinstance(lost.error, EngineFailed)
     assert "out of memory" in str(lost.error)
     assert heard.error is None
+
+
+def test_newcomers_who_cannot_begin_cost_nobody_else_anything(
+    make_speaker: Callable[..., Speaker], long: SpeechRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker = make_speaker(slots=4)
+    undisturbed = speaker.say(long).codes
+    running = speaker.submit(long)
+    speaker.engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(speaker.engine.runner._models.talker, "prefill", _no_memory)
+        lost = [speaker.submit(HELLO) for _ in range(2)]
+        speaker.engine.step()
+    served = speaker.submit(HELLO)
+    speaker.finish()
+    assert [type(listener.error) for listener in lost] == [EngineFailed] * 2
+    assert "no memory" in str(lost[0].error)
+    assert np.array_equal(running.codes, undisturbed)
+    assert served.finish_reason
+
+
+def _no_memory(*_: object) -> None:
+    raise RuntimeError("no memory")
 
 
 def test_a_full_engine_lets_the_next_one_in_when_a_slot_comes_free(running_engine: Engine) -> None:

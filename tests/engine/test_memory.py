@@ -26,7 +26,7 @@ from qwen3_tts_engine.memory import (
     slots_within,
 )
 from qwen3_tts_engine.model.config import PredictorConfig, TalkerConfig
-from qwen3_tts_engine.model.kv_cache import BLOCK
+from qwen3_tts_engine.model.kv_cache import BLOCK, CacheLost, KVCache
 from qwen3_tts_engine.model.steps import RECORDED_SPANS
 from qwen3_tts_engine.request import SpeechRequest
 from qwen3_tts_engine.runner import resident_positions
@@ -38,12 +38,13 @@ CPU = torch.device("cpu")
 
 
 def living_tensors() -> Iterator[torch.Tensor]:
-    """Those that have memory; PyTorch's caches keep fakes, which have none, and oneDNN hides its own."""
+    """Those that have memory: fakes and what is on `meta` have none, and oneDNN hides its own."""
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of modules that warn when they are looked at
         kinds = (torch.Tensor, torch.nn.Parameter)
-        yield from (it for it in gc.get_objects() if type(it) in kinds and it.layout == torch.strided)
+        tensors = (it for it in gc.get_objects() if type(it) in kinds)
+        yield from (it for it in tensors if it.layout == torch.strided and not it.is_meta)
 
 
 def tensor_bytes() -> int:
@@ -167,7 +168,7 @@ def test_nobody_speaks_for_longer_than_the_model_can_remember() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "available"),
-    [(None, 2048 * 1024), ("max", 2048 * 1024), ("1500000", 1_400_000), ("90000", 0)],
+    [(None, 2048 * 1024), ("max", 2048 * 1024), ("1500000", 1_470_000), ("90000", 60_000), ("20000", 0)],
 )
 def test_a_container_has_what_its_limit_leaves(tmp_path: Path, limit: str | None, available: int) -> None:
     (tmp_path / "proc").mkdir()
@@ -176,6 +177,8 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path, limit: str | None
         (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
         (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
         (tmp_path / "sys/fs/cgroup/memory.current").write_text("100000\n")
+        stat = "anon 1\nfile 75000\ninactive_file 40000\nactive_file 30000\n"
+        (tmp_path / "sys/fs/cgroup/memory.stat").write_text(stat)
     assert available_bytes(tmp_path) == available
 
 
@@ -241,6 +244,54 @@ def test_a_little_more_than_is_needed_is_kept_as_it_would_have_to_be_copied(
     assert cache.capacity == 3 * BLOCK
     cache.shrink(0)
     assert cache.capacity == BLOCK
+
+
+class Shortage:
+    """Memory that runs out after so many layers, once or for good."""
+
+    def __init__(self, cache: KVCache, layers: int, lasts: bool = False) -> None:
+        self._layers, self._lasts, self._give = layers, lasts, cache._empty
+
+    def __call__(self, capacity: int) -> torch.Tensor:
+        self._layers -= 1
+        if self._layers == -1 or (self._lasts and self._layers < 0 and capacity > BLOCK):
+            raise RuntimeError("no memory")
+        return self._give(capacity)
+
+
+def filled_cache(load_engine: Callable[..., Engine]) -> KVCache:
+    cache = load_engine(slots=2).runner.cache
+    cache.fit(2 * BLOCK)
+    for number, tensor in enumerate((*cache.keys, *cache.values)):
+        tensor[:] = number
+    return cache
+
+
+def test_a_cache_that_cannot_grow_is_as_it_was_and_may_grow_later(
+    load_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled_cache(load_engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_empty", Shortage(cache, layers=2))
+        with pytest.raises(RuntimeError, match="no memory"):
+            cache.fit(3 * BLOCK)
+    assert cache.capacity == 2 * BLOCK
+    for number, tensor in enumerate((*cache.keys, *cache.values)):
+        assert tensor.shape[2] == cache.capacity
+        assert (tensor == number).all()
+    cache.fit(3 * BLOCK)
+    assert {tensor.shape[2] for tensor in (*cache.keys, *cache.values)} == {3 * BLOCK}
+
+
+def test_a_cache_that_cannot_even_go_back_says_that_it_is_lost_and_serves_the_next(
+    load_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled_cache(load_engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_empty", Shortage(cache, layers=2, lasts=True))
+        with pytest.raises(CacheLost):
+            cache.fit(3 * BLOCK)
+    assert {tensor.shape[2] for tensor in (*cache.keys, *cache.values)} == {cache.capacity} == {BLOCK}
 
 
 def test_who_speaks_short_does_not_pay_for_those_who_spoke_long(load_engine: Callable[..., Engine]) -> None:

@@ -231,6 +231,17 @@ def test_who_wants_the_utterance_whole_lets_everyone_who_listens_go_first():
     assert due_now(scheduler(whole, live, codec_frames=12)) == [(live, 12)]
 
 
+def test_who_wants_the_utterance_whole_is_voiced_in_the_longest_chunks_from_the_first_on():
+    whole = sequence(max_frames=30, is_live=False)
+    talking = scheduler(whole)
+    heard = []
+    while not talking.is_idle:
+        before = whole.num_frames - len(whole.pending)
+        step(talking)
+        heard.append(whole.num_frames - len(whole.pending) - before)
+    assert [frames for frames in heard if frames] == [12, 12, 6]
+
+
 def test_a_first_frame_does_not_wait_for_the_chunks_of_others():
     others = [speaking(12, dry_s=-1.0) for _ in range(3)]
     newcomer = sequence()

@@ -49,6 +49,14 @@ def test_the_models_limit_holds_where_the_text_would_allow_more(limit, reason):
     assert frame_cap(None, num_text_tokens=10, limit=limit) == FrameCap(min(limit, 550), reason)
 
 
+@pytest.mark.parametrize("asked", [None, 1])
+def test_a_prompt_that_leaves_no_room_to_speak_is_refused(asked):
+    with pytest.raises(
+        InvalidRequest, match="text has 10 tokens; with the rest of the prompt that is too long"
+    ):
+        frame_cap(asked, num_text_tokens=10, limit=0)
+
+
 @pytest.mark.parametrize("reason", ["length", "runaway"])
 def test_the_frame_that_reaches_the_cap_ends_the_utterance_and_says_why(reason):
     speaking = sequence(cap=2, reason=reason)

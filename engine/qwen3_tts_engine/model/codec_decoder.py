@@ -335,6 +335,7 @@ class CodecDecoder:
         ]
         self._last_snake = load_snake(weights.below(f"decoder.{last}."))
         self._last_conv = CausalConv.load(weights.below(f"decoder.{last + 1}."))
+        self._blank = self._blank_row()
 
     def decode(self, codes: Tensor, start: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Speak the next N frames of B rows.
@@ -368,10 +369,14 @@ class CodecDecoder:
 
     def blank_past(self, rows: int) -> list[Tensor]:
         """The past of rows that have none."""
-        history = BlankHistory()
-        device = self._codebooks.device
-        codes = torch.zeros(rows, 1, len(self._offsets), dtype=torch.int64, device=device)
-        self._decode(codes, torch.zeros(rows, dtype=torch.int64, device=device), history)
+        return [tensor.new_zeros((rows, *tensor.shape[1:])) for tensor in self._blank]
+
+    @torch.inference_mode()
+    def _blank_row(self) -> list[Tensor]:
+        """The past of one row that has none: as one frame leaves it, in zeros."""
+        history, device = BlankHistory(), self._codebooks.device
+        codes = torch.zeros(1, 1, len(self._offsets), dtype=torch.int64, device=device)
+        self._decode(codes, torch.zeros(1, dtype=torch.int64, device=device), history)
         return [torch.zeros_like(tensor) for tensor in history.updated]
 
     def _decode(self, codes: Tensor, start: Tensor, history: History) -> Tensor:

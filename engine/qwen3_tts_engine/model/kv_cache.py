@@ -19,6 +19,10 @@ class KeysAndValues(Protocol):
     values: list[Tensor]
 
 
+class CacheLost(RuntimeError):
+    """What everybody in flight had in the cache is gone."""
+
+
 class KVCache:
     """Per layer one tensor of keys and one of values, [slots, K, capacity, E].
 
@@ -41,6 +45,7 @@ class KVCache:
     ) -> None:
         self._shape = (slots, config.num_key_value_heads, config.head_dim)
         self._dtype, self._device = dtype, device
+        self._num_layers = config.num_hidden_layers
         self._least = _blocks(max(resident, 1))
         self.capacity = self._least
         self.keys = [self._empty(self._least) for _ in range(config.num_hidden_layers)]
@@ -67,12 +72,36 @@ class KVCache:
             cache[target, :, :positions] = cache[source, :, :positions]
 
     def _resize(self, capacity: int) -> None:
-        kept = min(capacity, self.capacity)
+        """All layers or, without the memory for it, none.
+
+        Raises:
+            CacheLost: when there is not even memory to go back; then the cache is empty, at its smallest.
+        """
+        try:
+            self._copy_into(capacity)
+        except Exception:
+            self._go_back()
+            raise
+        self.capacity = capacity
+
+    def _copy_into(self, capacity: int) -> None:
         for side, caches in enumerate((self.keys, self.values)):
             for layer, old in enumerate(caches):  # one layer at a time: the peak is one layer's copy
-                caches[layer] = self._memory(side, layer, capacity)
-                caches[layer][:, :, :kept] = old[:, :, :kept]
-        self.capacity = capacity
+                if old.shape[2] != capacity:
+                    kept = min(capacity, old.shape[2])
+                    caches[layer] = self._memory(side, layer, capacity)
+                    caches[layer][:, :, :kept] = old[:, :, :kept]
+
+    def _go_back(self) -> None:
+        try:
+            self._copy_into(self.capacity)
+        except Exception as error:
+            self.capacity = self._least
+            for caches in (self.keys, self.values):
+                caches.clear()
+            for side, caches in enumerate((self.keys, self.values)):
+                caches.extend(self._memory(side, layer, self._least) for layer in range(self._num_layers))
+            raise CacheLost("there was no memory for a longer utterance, nor to keep the others'") from error
 
     def _memory(self, side: int, layer: int, capacity: int) -> Tensor:
         if self._resident and capacity == self._least:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_void_p, cast
+from ctypes import byref, c_void_p
 
 import torch
 from torch import Tensor
@@ -127,8 +127,8 @@ def cache_of(cache: KeysAndValues) -> Cache:
     return Cache(_addresses(cache.keys), _addresses(cache.values), cache.keys[0].shape[2])
 
 
-def _addresses(tensors: Sequence[Tensor]) -> ctypes._Pointer[c_void_p]:
-    return cast((c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)), POINTER(c_void_p))
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _load_layer(weights: Weights, config: DecoderConfig, kept: Kept) -> Layer:
