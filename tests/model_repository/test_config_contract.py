@@ -113,6 +113,15 @@ def test_an_instance_goes_where_there_is_a_gpu_or_else_to_the_cpu(config):
     assert (group.kind, group.count) == (ModelInstanceGroup.KIND_AUTO, 1)
 
 
+ANSWERING = ("qwen3_tts", "reference_audio", "voice_encoder", "voices")
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_a_model_that_answers_once_knows_the_inputs_it_declares(name):
+    model = load_model_py(MODEL_REPOSITORY / name).TritonPythonModel
+    assert {*model.inputs} == {declared.name for declared in read_config(MODEL_REPOSITORY / name).input}
+
+
 # --- the queue --------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from qwen3_tts_engine.sequence import Chunk
 from qwen3_tts_engine.triton.errors import TABLE, outcome, triton_error
 from qwen3_tts_engine.triton.metrics import PublishedMetrics
 from qwen3_tts_engine.triton.reading import RequestReader, RowRequest
-from qwen3_tts_engine.triton.responses import Courier, ResponseStream
+from qwen3_tts_engine.triton.responses import LARGE_FRAMES, Courier, ResponseStream
 
 MODEL = "qwen3_tts_custom_voice"
 FRAME = 1920
@@ -327,11 +327,11 @@ class FailingRunner:
         self._runner = runner
         self.fails_next = threading.Event()
 
-    def run(self, plan):
+    def advance(self, plan):
         if self.fails_next.is_set():
             self.fails_next.clear()
             raise RuntimeError("device lost")
-        return self._runner.run(plan)
+        return self._runner.advance(plan)
 
     def __getattr__(self, name):
         return getattr(self._runner, name)
@@ -404,15 +404,42 @@ def test_letting_go_finishes_what_is_being_spoken(talker):
     assert [bool(call.chunks[-1].finish_reason) for call in calls] == [True] * 3
 
 
-def test_a_response_that_cannot_be_sent_costs_nobody_else_theirs(talker):
-    shortages = [pb_utils.TritonModelException("no shared memory")]
+@pytest.mark.parametrize("sent_before", [0, 2])
+def test_a_chunk_that_cannot_be_sent_ends_its_request_with_an_error_and_nobody_elses(talker, sent_before):
+    fates = [None] * sent_before + [pb_utils.TritonModelException("no shared memory")]
 
     def fail_once(response):
-        if shortages:
-            raise shortages.pop()
+        if fates and (fate := fates.pop(0)):
+            raise fate
 
-    talker.execute(talker.call(before_send=fail_once, **HELLO))
+    lost = talker.call(before_send=fail_once, **HELLO)
+    talker.execute(lost)
+    assert lost.error == (TritonError.INTERNAL, "a chunk could not be sent: no shared memory")
+    assert len(lost.sender.responses) == sent_before + 1
     assert talker.ask(**HELLO).chunks[-1].finish_reason == "length"
+    assert outcomes(talker) == {"failed": 1, "ok": 1}
+
+
+@pytest.mark.parametrize("num_frames", [LARGE_FRAMES, LARGE_FRAMES + 1])
+def test_a_whole_utterance_is_one_response_however_large(talker, num_frames):
+    call = talker.ask(**ENDLESS | {"max_frames": [num_frames], "stream": [False]})
+    [whole] = call.chunks
+    assert (whole.num_frames, whole.finish_reason) == (num_frames, "length")
+    assert len(whole.samples) == num_frames * FRAME
+
+
+def test_a_large_utterance_that_there_is_no_memory_for_ends_with_an_error(talker):
+    """Triton closes a sender whose FINAL fails, and its caller would wait for ever."""
+
+    def has_room(response):
+        if response is not None and not response.has_error():
+            raise pb_utils.TritonModelException("no shared memory")
+
+    lost = talker.call(
+        before_send=has_room, **ENDLESS | {"max_frames": [LARGE_FRAMES + 1], "stream": [False]}
+    )
+    talker.execute(lost)
+    assert lost.error == (TritonError.INTERNAL, "a chunk could not be sent: no shared memory")
 
 
 # --- responses in themselves ------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import pytest
 
 from fakes.triton_python_backend_utils import TritonError
 from python_backend import code_and_words
-from qwen3_tts_engine.triton.whole import Refused
+from qwen3_tts_engine.triton.errors import triton_error
+from qwen3_tts_engine.triton.whole import as_speech_error
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from qwen3_tts_engine.triton.whole import Refused
     ],
 )
 def test_another_models_error_keeps_its_code_and_its_words(told, code, words):
-    assert code_and_words(Refused(TritonError(told)).error) == (code, words)
+    assert code_and_words(triton_error(as_speech_error(told))) == (code, words)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +38,4 @@ def test_another_models_error_keeps_its_code_and_its_words(told, code, words):
     ],
 )
 def test_tritons_own_words_find_their_code(told, code):
-    assert code_and_words(Refused(TritonError(told)).error) == (code, told)
+    assert code_and_words(triton_error(as_speech_error(told))) == (code, told)

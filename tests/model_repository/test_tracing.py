@@ -123,7 +123,7 @@ def test_a_step_that_fails_is(told, load_model, monkeypatch):
     def breaks(plan):
         raise RuntimeError("out of plankton")
 
-    monkeypatch.setattr(model.model.engine.runner, "run", breaks)
+    monkeypatch.setattr(model.model.engine.runner, "speak", breaks)
     ask(model, **SPOKEN).sender.wait_until_final()
     [span] = spans_of(model, told)
     assert span.attributes["error.type"] == "failed"

@@ -107,6 +107,20 @@ def voices(host: Callable[..., HostedVoices]) -> HostedVoices:
     return host()
 
 
+@pytest.mark.parametrize("name", ["nmae", "created-at"])
+def test_a_json_key_that_is_no_input_is_refused(voices: HostedVoices, name: str) -> None:
+    """Over HTTP `generate` Triton hands it on as a parameter."""
+    request = pb_utils.InferenceRequest(
+        [as_tensor("operation", TYPES["operation"], ["list"])], pb_utils.ResponseSender({}), {name: "x"}
+    )
+    [response] = voices.model.execute([request])
+    closest = {"nmae": "name"}.get(name, "created_at")
+    assert code_and_words(response.error()) == (
+        pb_utils.TritonError.INVALID_ARG,
+        f"unknown input {name!r}; did you mean {closest!r}?",
+    )
+
+
 # --- answers ----------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qwen3_tts_engine.errors import EngineFailed, InvalidRequest, SpeechError
 from qwen3_tts_engine.request import CODES_PER_FRAME, VoicePrompt
 from qwen3_tts_engine.triton.errors import triton_error
-from qwen3_tts_engine.triton.reading import check_rows
+from qwen3_tts_engine.triton.reading import check_rows, refuse_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ class Row:
     """
 
     def __init__(self, request: Any) -> None:
-        self._request = request
+        self.request = request
 
     def tensor(self, name: str) -> NDArray[Any] | None:
         """The input's value; None when it is absent or empty, which means the same."""
-        tensor = pb_utils.get_input_tensor_by_name(self._request, name)
+        tensor = pb_utils.get_input_tensor_by_name(self.request, name)
         if tensor is None:
             return None
         value = tensor.as_numpy()
@@ -40,6 +40,10 @@ class Row:
         if value.shape[0] > 1:
             raise InvalidRequest(f"{name} has {value.shape[0]} rows; this model takes one row a request")
         return value[0] if value.size else None
+
+    def given(self, name: str) -> Any:
+        """The input as it came, to be handed on."""
+        return pb_utils.get_input_tensor_by_name(self.request, name)
 
     def has(self, name: str) -> bool:
         """Whether the input is there and says something; an empty string says nothing."""
@@ -63,22 +67,24 @@ class Row:
 
 
 class AnsweringModel:
-    """A Triton model whose subclass says what one row's answer is."""
+    """A Triton model whose subclass says what one row's answer is.
+
+    Attributes:
+        inputs: the names it declares.
+    """
+
+    inputs: Collection[str]
 
     def answer(self, row: Row) -> Outputs:
         raise NotImplementedError
 
-    def answer_all(self, rows: list[Row]) -> list[Outputs | SpeechError]:
-        """One by one; a model that can do several at once overrides this."""
-        return [self._try(row) for row in rows]
-
     def execute(self, requests: list[Any]) -> list[Any]:
-        answers = self.answer_all([Row(request) for request in requests])
-        return [_response(answer) for answer in answers]
+        return [_response(self._try(request)) for request in requests]
 
-    def _try(self, row: Row) -> Outputs | SpeechError:
+    def _try(self, request: Any) -> Outputs | SpeechError:
         try:
-            return self.answer(row)
+            refuse_unknown(request, self.inputs)
+            return self.answer(Row(request))
         except SpeechError as error:
             return error
         except Exception as error:

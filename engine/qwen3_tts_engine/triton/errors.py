@@ -16,6 +16,7 @@ TABLE = {
     Cancelled: ("CANCELLED", "cancelled"),
     EngineFailed: ("INTERNAL", "failed"),
 }
+OF_CODE = {code: error for error, (code, _) in TABLE.items()}
 # What `coded` writes; an ensemble says before it which ensemble it is.
 CODED = re.compile(rf"(?:in ensemble '[^']*', )?({'|'.join(code for code, _ in TABLE.values())}): ")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -11,6 +12,8 @@ import triton_python_backend_utils as pb_utils
 
 from qwen3_tts_engine.metrics import FAMILIES, Family
 from qwen3_tts_engine.processes import model_processes
+
+logger = logging.getLogger(__name__)
 
 
 class PublishedMetrics:
@@ -60,7 +63,7 @@ class PublishedMetrics:
         while (measurement := self._measurements.get()) is not None:
             name, label, value, is_observation = measurement
             metric = self._series[name, label]
-            if is_observation:
-                metric.observe(value)
-            else:
-                metric.increment(value)
+            try:
+                metric.observe(value) if is_observation else metric.increment(value)
+            except Exception:  # one measurement is lost; without this thread all would be
+                logger.exception("%s could not be published", name)

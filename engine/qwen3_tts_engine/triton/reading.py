@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +134,7 @@ class RequestReader:
             InvalidRequest: naming the input, and the row where there are several.
             NotFound: for a voice that was not saved.
         """
-        self._refuse_unknown(request)
+        refuse_unknown(request, self._inputs)
         texts = _column(request, "text")
         if texts is None:
             raise InvalidRequest("text is missing; it is the one required input")
@@ -143,15 +143,6 @@ class RequestReader:
             if len(column) != len(texts):
                 raise InvalidRequest(f"{name} has {len(column)} rows; text has {len(texts)}")
         return [self._row(i, texts, columns) for i in range(len(texts))]
-
-    def _refuse_unknown(self, request: Any) -> None:
-        """Over HTTP a JSON key that is no input comes as a parameter; misspelt, it must not go unnoticed."""
-        for name in json.loads(request.parameters() or "{}"):
-            if name in RESERVED or name.startswith(RESERVED_PREFIXES) or "-" in name:  # a forwarded header
-                continue
-            closest = difflib.get_close_matches(name, self._inputs, n=1)
-            hint = f"; did you mean {closest[0]!r}?" if closest else ""
-            raise InvalidRequest(f"unknown input {name!r}{hint}")
 
     def _row(self, i: int, texts: Values, columns: Mapping[str, Values]) -> RowRequest:
         with naming_row(i, len(texts)):
@@ -189,6 +180,22 @@ class RequestReader:
                 raise InvalidRequest("ref_codes is given without speaker_embedding; a voice has both")
             return None
         return VoicePrompt(embedding, codes, (text or "") if codes is not None else "")
+
+
+def refuse_unknown(request: Any, inputs: Collection[str]) -> None:
+    """Raise InvalidRequest for a JSON key that is no input.
+
+    Over HTTP it comes as a parameter, and misspelt it must not go unnoticed. So does a forwarded header,
+    which has a hyphen and is nobody's mistake.
+    """
+    for name in json.loads(request.parameters() or "{}"):
+        if name in RESERVED or name.startswith(RESERVED_PREFIXES):
+            continue
+        closest = difflib.get_close_matches(name.replace("-", "_"), inputs, n=1)
+        if "-" in name and name.replace("-", "_") not in inputs:
+            continue
+        hint = f"; did you mean {closest[0]!r}?" if closest else ""
+        raise InvalidRequest(f"unknown input {name!r}{hint}")
 
 
 def check_rows(name: str, values: Values) -> None:

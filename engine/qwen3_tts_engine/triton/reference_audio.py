@@ -17,6 +17,8 @@ from qwen3_tts_engine.triton.loading import log_to_stderr, parameters
 class ReferenceAudioModel(AnsweringModel):
     """One decoding process for each instance."""
 
+    inputs = ("ref_audio",)
+
     def initialize(self, args: dict[str, str]) -> None:
         try:
             log_to_stderr()

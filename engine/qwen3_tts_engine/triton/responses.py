@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from qwen3_tts_engine.errors import SpeechError
+from qwen3_tts_engine.errors import EngineFailed, SpeechError
 from qwen3_tts_engine.request import SAMPLE_RATE
 from qwen3_tts_engine.sequence import Chunk
 from qwen3_tts_engine.triton.encoding import encode
@@ -20,6 +20,14 @@ from qwen3_tts_engine.triton.errors import triton_error
 from qwen3_tts_engine.triton.reading import RowRequest
 
 logger = logging.getLogger(__name__)
+
+# Seen with Triton 24.10: where there is no shared memory for a response that has FINAL with it, its sender is
+# closed before it fails, and can say nothing more; the caller waits for ever, and a drain with them. One of
+# more frames, nearly a megabyte, is sent first, and FINAL after it.
+LARGE_FRAMES = 125
+
+# -> an InferenceResponse, of which pb_utils does not have the class yet when this is imported
+MakeResponse = Callable[[], Any]
 
 LISTENING_POLL_S = 0.005  # how often Triton is asked whether a caller is still there
 
@@ -42,6 +50,10 @@ class Courier:
     def forget(self, stream: ResponseStream) -> None:
         self._deliveries.put(lambda: self._open.discard(stream))
 
+    @property
+    def is_working(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Send what is left, then stop."""
         self._deliveries.put(None)
@@ -57,22 +69,25 @@ class Courier:
             else:
                 if send is None:
                     return
-                self._send(send)
+                self._try(send)
             if time.monotonic() >= next_poll_s:
                 for stream in self._open:
-                    stream.ask_whether_cancelled()
+                    self._try(stream.ask_whether_cancelled)
                 next_poll_s = time.monotonic() + LISTENING_POLL_S
 
-    def _send(self, send: Callable[[], None]) -> None:
-        """What cannot be sent costs its own caller the answer, and nobody else theirs."""
+    def _try(self, act: Callable[[], None]) -> None:
+        """What fails for one caller must not end the thread that all of them need."""
         try:
-            send()
+            act()
         except Exception:
-            logger.exception("a response could not be sent")
+            logger.exception("a caller could not be answered")
 
 
 class ResponseStream:
     """One Triton request on its way back: chunks of its rows in any order, then FINAL, exactly once.
+
+    Responses are made and sent on the courier's thread. One that cannot be, for want of shared memory say,
+    ends the request with an error: a caller must not take the rest for the whole.
 
     Args:
         sender: the request's response sender.
@@ -88,6 +103,7 @@ class ResponseStream:
         self._lock = threading.Lock()  # rows may end on the engine's thread while others fail at the door
         self._unfinished = 0
         self._closed = False
+        self._gap: SpeechError | None = None  # a chunk that could not be sent; the courier's alone
 
     def open(self, rows: Sequence[RowRequest]) -> list[RowSink]:
         """One sink for each row; from now on Triton is asked whether anybody listens."""
@@ -99,36 +115,62 @@ class ResponseStream:
         """On the courier's thread."""
         self.cancelled = self.cancelled or self._sender.is_cancelled()
 
-    def send(self, response: pb_utils.InferenceResponse) -> None:
+    def send(self, make: MakeResponse) -> None:
         """Pass a chunk on, unless the request is over: another row may have failed meanwhile."""
         with self._lock:
             if not self._closed:
-                self._courier.deliver(lambda: self._sender.send(response))
+                self._courier.deliver(lambda: self._send(make))
 
-    def send_last_of_row(self, response: pb_utils.InferenceResponse) -> None:
-        """FINAL rides on the last chunk of the last row."""
+    def send_last_of_row(self, make: MakeResponse, is_large: bool = False) -> None:
+        """FINAL rides on the last chunk of the last row, unless that is a large one."""
         with self._lock:
             self._unfinished -= 1
             final = self._unfinished == 0
-        if final:
-            self._close(response, None)
+        if final and is_large:
+            self.send(make)
+            self._close(None, None)
+        elif final:
+            self._close(make, None)
         else:
-            self.send(response)
+            self.send(make)
 
     def fail(self, error: SpeechError) -> None:
         """End the request with an error; rows still speaking have nobody to speak to."""
         self.cancelled = True
-        self._close(pb_utils.InferenceResponse(error=triton_error(error)), error)
+        self._close(lambda: _refusal(error), error)
 
-    def _close(self, response: pb_utils.InferenceResponse, error: SpeechError | None) -> None:
-        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+    def _close(self, make: MakeResponse | None, error: SpeechError | None) -> None:
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._courier.forget(self)
-            self._courier.deliver(lambda: self._sender.send(response, flags=final))
-        self._on_close(error)
+            self._courier.deliver(lambda: self._send_final(make, error))
+
+    def _send(self, make: MakeResponse) -> None:
+        if self._gap is not None:
+            return
+        try:
+            self._sender.send(make())
+        except Exception as error:
+            logger.exception("a chunk could not be sent")
+            self._gap = EngineFailed(f"a chunk could not be sent: {error}")
+            self.fail(self._gap)
+
+    def _send_final(self, make: MakeResponse | None, error: SpeechError | None) -> None:
+        """What the request ends with: the last chunk or an error, or nothing more."""
+        try:
+            response = _refusal(self._gap) if self._gap else make and make()
+        except Exception as unmade:
+            logger.exception("the last chunk could not be made")
+            self._gap = EngineFailed(f"the last chunk could not be made: {unmade}")
+            response = _refusal(self._gap)
+        self._on_close(self._gap or error)
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _refusal(error: SpeechError) -> pb_utils.InferenceResponse:
+    return pb_utils.InferenceResponse(error=triton_error(error))
 
 
 class RowSink:
@@ -152,9 +194,10 @@ class RowSink:
         if not self._row.stream:
             self._collected.append(chunk.samples)
         if chunk.finish_reason:
-            self._stream.send_last_of_row(self._response(self._whole(chunk)))
+            is_large = not self._row.stream and chunk.num_frames > LARGE_FRAMES
+            self._stream.send_last_of_row(lambda: self._response(self._whole(chunk)), is_large)
         elif self._row.stream:
-            self._stream.send(self._response(chunk))
+            self._stream.send(lambda: self._response(chunk))
 
     def close(self, error: SpeechError | None = None) -> None:
         if error is not None:

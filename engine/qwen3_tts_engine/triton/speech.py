@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class SpeechModel:
 
     def is_ready(self) -> bool:
         """Whether it still takes requests and speaks them; Triton 26.03 and later ask."""
-        return self._reception.is_alive() and self.engine.is_serving
+        return self._reception.is_alive() and self.engine.is_serving and self.courier.is_working
 
     def finalize(self) -> None:
         """Finish what is being spoken, then let go."""
@@ -98,15 +98,15 @@ class SpeechModel:
         received = [self._receive(request) for request in requests]
         self.engine.expect(sum(map(len, received)))
         for sequences in received:
-            for sequence in sequences:
-                self._submit(sequence)
-            self.engine.settle()
+            try:
+                for sequence in sequences:
+                    self._submit(sequence)
+            finally:
+                self.engine.settle()
 
     def _receive(self, request: Any) -> list[Sequence]:
         """Check every row before any of them takes a resource."""
-        is_canary = CANARY in request.parameters()
-        on_close = _count_nothing if is_canary else self._count
-        stream = ResponseStream(request.get_response_sender(), self.courier, on_close)
+        stream = ResponseStream(request.get_response_sender(), self.courier, self._counter_of(request))
         try:
             rows = self.reader.read(request)
             sequences = self._prepare(rows, stream.open(rows))
@@ -133,12 +133,13 @@ class SpeechModel:
         except SpeechError as error:
             sequence.sink.close(error)  # and with it the rows that are not in yet: nobody listens to them
 
+    def _counter_of(self, request: Any) -> Callable[[SpeechError | None], None]:
+        """A canary is nobody's request."""
+        is_canary = CANARY in request.parameters()
+        return (lambda error: None) if is_canary else self._count
+
     def _count(self, error: SpeechError | None) -> None:
         self.metrics.add(families.REQUESTS, 1, outcome(error))
-
-
-def _count_nothing(error: SpeechError | None) -> None:
-    """A canary is nobody's request."""
 
 
 def _metrics(args: Mapping[str, str]) -> Metrics:

@@ -16,6 +16,8 @@ from qwen3_tts_engine.voice_encoder import Recording, VoiceEncoder
 class VoiceEncoderModel(AnsweringModel):
     """Answers one recording after another, whoever else is in the batch."""
 
+    inputs = ("pcm", "ref_text", "x_vector_only")
+
     def initialize(self, args: dict[str, str]) -> None:
         """Load both encoders and hear nobody first; Triton calls the model ready after that."""
         try:

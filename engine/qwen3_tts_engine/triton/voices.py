@@ -69,6 +69,17 @@ class VoicesConfig:
 class VoicesModel(AnsweringModel):
     """Answers in JSON. No weights are read: of two checkpoints it knows config.json."""
 
+    inputs = (
+        "operation",
+        "name",
+        "speaker_embedding",
+        "ref_codes",
+        "ref_text",
+        "metadata",
+        "created_at",
+        "model",
+    )
+
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
         try:
