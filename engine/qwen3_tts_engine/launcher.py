@@ -269,7 +269,8 @@ class Server:
     def bound_log(self) -> None:
         """Keep its last bytes and those before them: the server goes on at the end of an empty file."""
         if self.log_path.is_file() and self.log_path.stat().st_size > MOST_LOG_BYTES:
-            shutil.copyfile(self.log_path, self.log_path.with_name(f"{self.log_path.name}.1"))
+            with suppress(OSError):  # on a full disk the earlier ones are lost; the server is not
+                shutil.copyfile(self.log_path, self.log_path.with_name(f"{self.log_path.name}.1"))
             os.truncate(self.log_path, 0)
             self._log_start = 0
 

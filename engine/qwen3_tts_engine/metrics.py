@@ -22,6 +22,9 @@ class Family:
 
 
 REQUESTS = Family("qwen3_tts_requests_total", "counter", "Requests answered, by outcome", "outcome", OUTCOMES)
+FAILURES = Family(
+    "qwen3_tts_engine_failures_total", "counter", "Steps and prompts that failed, with everyone in them"
+)
 FINISHES = Family(
     "qwen3_tts_finish_total", "counter", "Utterances spoken to an end, by reason", "reason", FINISH_REASONS
 )
@@ -55,6 +58,7 @@ STEP = Family(
 )
 FAMILIES = (
     REQUESTS,
+    FAILURES,
     FINISHES,
     ACTIVE_SLOTS,
     SLOTS,

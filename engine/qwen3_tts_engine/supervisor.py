@@ -51,7 +51,7 @@ class Reason(str, Enum):
     DIED = "died"
     SILENT = "silent"  # a canary was not answered
     STUCK = "stuck"  # somebody is being spoken to, and no frame comes
-    FAILING = "failing"  # requests fail, and none is spoken
+    FAILING = "failing"  # the engine fails, and no frame is spoken
 
 
 class Look(Enum):
@@ -71,7 +71,7 @@ class Signs:
         active: those being spoken.
         waiting: those in the model without a slot.
         frames: spoken since it was loaded.
-        failed: requests it has failed.
+        failed: how often its engine has failed.
     """
 
     num_missing: int = 0
@@ -156,10 +156,11 @@ class Watch:
         return Reason.STUCK if now_s - self._still_since_s > STALL_PATIENCE_S else None
 
     def _probe(self, now_s: float, signs: Signs) -> Look | Reason:
+        probed_s = self._probed_s  # the canary's own thread may take it back
         if signs.is_full:
             self._probed_s = None
-        elif self._probed_s is not None:
-            return Reason.SILENT if now_s - self._probed_s > PROBE_PATIENCE_S else Look.WELL
+        elif probed_s is not None:
+            return Reason.SILENT if now_s - probed_s > PROBE_PATIENCE_S else Look.WELL
         elif now_s >= self._next_probe_s:
             self._probed_s = now_s
             self._next_probe_s = now_s + PROBE_EVERY_S
@@ -361,6 +362,10 @@ class Supervisor:
         self._repairs.begin(model, reason.value)
         began_s = self._clock()
         yield from self._pause(model)
+        if self._speaks_again(model):
+            self._repairs.end(model)
+            yield from self._restart(reason)
+            return
         # One that hangs would be waited for.
         for pid in model_processes(self._server.pid).get(model, ()):
             with suppress(ProcessLookupError):
@@ -371,6 +376,12 @@ class Supervisor:
             self._say(f"{model} is loaded again, {self._clock() - began_s:.1f} s later")
         else:
             yield from self._restart(reason)
+
+    def _speaks_again(self, model: str) -> bool:
+        """Whether somebody came during a pause, whose stream Triton would never end."""
+        with suppress(OSError):
+            return Signs(0, **speech_series(self._triton.metrics()).get(model, {})).is_busy
+        return False
 
     def _restore(self, configs: Mapping[str, dict[str, Any]]) -> None:
         """Load what was loaded, as it was: on first use, or with a checkpoint of its own."""
@@ -475,7 +486,7 @@ SERIES = {
     "qwen3_tts_active_slots": "active",
     "qwen3_tts_waiting_requests": "waiting",
     "qwen3_tts_frames_total": "frames",
-    "qwen3_tts_requests_total": "failed",
+    "qwen3_tts_engine_failures_total": "failed",
 }
 
 
@@ -484,8 +495,7 @@ def speech_series(page: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for name, labels, value in re.findall(r"^(qwen3_tts_\w+)\{(.*)\} (\S+)$", page, flags=re.MULTILINE):
         model = re.search(r'model="([^"]*)"', labels)
-        is_wanted = name != "qwen3_tts_requests_total" or 'outcome="failed"' in labels
-        if model and name in SERIES and is_wanted:
+        if model and name in SERIES:
             found[model[1]][SERIES[name]] = float(value)
     return found
 

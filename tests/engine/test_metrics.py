@@ -21,6 +21,7 @@ PUBLISHED = {
         "outcome",
         {"ok", "invalid", "overloaded", "cancelled", "failed"},
     ),
+    "qwen3_tts_engine_failures_total": ("counter", "", set()),
     "qwen3_tts_finish_total": ("counter", "reason", {"stop", "length", "runaway"}),
     "qwen3_tts_active_slots": ("gauge", "", set()),
     "qwen3_tts_slots": ("gauge", "", set()),

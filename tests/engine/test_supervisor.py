@@ -161,12 +161,12 @@ def test_calm_forgets_what_failed_before() -> None:
     assert back_off.pause_s(10 + CALM_S) == 0
 
 
-def test_only_failed_requests_and_only_models_that_speak_are_read_from_the_page() -> None:
+def test_only_models_that_speak_are_read_from_the_page_and_failures_of_the_engine_alone() -> None:
     page = """\
 # TYPE qwen3_tts_slots gauge
 qwen3_tts_slots{model="a",version="1"} 16.000000
-qwen3_tts_requests_total{model="a",outcome="failed",version="1"} 2
-qwen3_tts_requests_total{model="a",outcome="ok",version="1"} 9
+qwen3_tts_engine_failures_total{model="a",version="1"} 2
+qwen3_tts_requests_total{model="a",outcome="failed",version="1"} 9
 qwen3_tts_active_slots{model="b",version="1"} 1
 nv_inference_count{model="c",version="1"} 5
 """

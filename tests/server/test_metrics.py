@@ -23,6 +23,7 @@ pytestmark = pytest.mark.triton
 TEXT = "Good morning."
 FAMILIES = {
     "qwen3_tts_requests_total": "counter",
+    "qwen3_tts_engine_failures_total": "counter",
     "qwen3_tts_finish_total": "counter",
     "qwen3_tts_frames_total": "counter",
     "qwen3_tts_audio_seconds_total": "counter",
