@@ -13,11 +13,11 @@ from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.audio import Audio, Samples
 from qwen3_tts_client.connection import FAREWELL_S, Connection, ServerInfo
-from qwen3_tts_client.conversation import Conversation, Pause, Question
+from qwen3_tts_client.conversation import Conversation, End, Pause, Question, advance
 from qwen3_tts_client.errors import Cancelled
 from qwen3_tts_client.models import AsyncModels
 from qwen3_tts_client.reception import Reception
-from qwen3_tts_client.request import SpeechOptions, Utterance, per_text
+from qwen3_tts_client.request import SpeechOptions, Utterance, check_concurrency, per_text
 from qwen3_tts_client.voice import FoundVoice, Voice
 from qwen3_tts_client.voices import AsyncVoices
 
@@ -120,7 +120,6 @@ class AsyncSpeechClient(Connection):
     """
 
     _grpc = grpc.aio
-    _is_closed = False
 
     @property
     def voices(self) -> AsyncVoices:
@@ -172,6 +171,7 @@ class AsyncSpeechClient(Connection):
         **options: Unpack[SpeechOptions],
     ) -> list[Audio]:
         """As `SpeechClient.synthesize_batch`."""
+        check_concurrency(concurrency)
         rows = list(per_text(texts, voice, language))
         found = await self._talk(self._finder.finding_all(one_voice for _, one_voice, _ in rows))
         room = asyncio.Semaphore(concurrency)
@@ -219,19 +219,22 @@ class AsyncSpeechClient(Connection):
         if self._channel is not None:
             await self._channel.close()
 
-    async def _talk(self, conversation: Conversation[T]) -> T:
-        """As `SpeechClient._talk`."""
-        try:
-            step = next(conversation)
-            while True:
-                try:
-                    answer = await self._take_step(step)
-                except BaseException as error:
-                    step = conversation.throw(error)
-                else:
-                    step = conversation.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    async def _talk(self, conversation: Conversation[T], *, in_threads: bool = False) -> T:
+        """As `SpeechClient._talk`.
+
+        Args:
+            in_threads: what it does between its questions is done beside the loop: it reads or writes files.
+        """
+        go_on = _in_thread if in_threads else _at_once
+        step = await go_on(conversation)
+        while not isinstance(step, End):
+            try:
+                answer = await self._take_step(step)
+            except BaseException as error:
+                step = await go_on(conversation, error=error)
+            else:
+                step = await go_on(conversation, answer)
+        return step.value
 
     async def _take_step(self, step: Question | Pause) -> Any:
         if isinstance(step, Pause):
@@ -249,3 +252,15 @@ class AsyncSpeechClient(Connection):
             if self._is_closed:  # the call was cancelled, not the task that waits for it
                 raise Cancelled("the client was closed") from None
             raise
+
+
+async def _at_once(
+    conversation: Conversation[T], answer: Any = None, error: BaseException | None = None
+) -> Question | Pause | End[T]:
+    return advance(conversation, answer, error)
+
+
+async def _in_thread(
+    conversation: Conversation[T], answer: Any = None, error: BaseException | None = None
+) -> Question | Pause | End[T]:
+    return await asyncio.to_thread(advance, conversation, answer, error)

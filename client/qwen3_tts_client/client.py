@@ -15,10 +15,10 @@ from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.audio import Audio, Samples
 from qwen3_tts_client.connection import FAREWELL_S, Connection, ServerInfo
-from qwen3_tts_client.conversation import Conversation, Pause, Question
+from qwen3_tts_client.conversation import Conversation, End, Pause, Question, advance
 from qwen3_tts_client.models import Models
 from qwen3_tts_client.reception import Reception
-from qwen3_tts_client.request import SpeechOptions, Utterance, per_text
+from qwen3_tts_client.request import SpeechOptions, Utterance, check_concurrency, per_text
 from qwen3_tts_client.voice import FoundVoice, Voice
 from qwen3_tts_client.voices import Voices
 
@@ -52,7 +52,12 @@ class SpeechStream(Reception):
         request = self._client._talk(self._addressing())
         self._call = self._client._stub.ModelStreamInfer(iter([request]), metadata=self._client._metadata)
         self._client._open_streams.add(self)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError:  # no more threads: nobody would ever take what comes
+            self._client._open_streams.discard(self)
+            self._call.cancel()
+            raise
         if self._is_cancelled:  # by another thread, while the call was being opened
             self._call.cancel()
         return self
@@ -200,7 +205,9 @@ class SpeechClient(Connection):
 
         Raises:
             SpeechError: of whichever text failed first; the others are cancelled.
+            ValueError: `concurrency` is less than 1.
         """
+        check_concurrency(concurrency)
         rows = list(per_text(texts, voice, language))
         found = self._talk(self._finder.finding_all(one_voice for _, one_voice, _ in rows))
         streams = [
@@ -247,7 +254,11 @@ class SpeechClient(Connection):
         return {tensor.name: tensor.datatype for tensor in answer.inputs}
 
     def close(self) -> None:
-        """Cancel what is still being spoken, and disconnect."""
+        """Cancel what is still being spoken, and disconnect.
+
+        Whoever asks for anything afterwards gets `ServerUnavailable`.
+        """
+        self._is_closed = True
         for stream in tuple(self._open_streams):
             stream.cancel()
         if self._channel is not None:
@@ -255,17 +266,15 @@ class SpeechClient(Connection):
 
     def _talk(self, conversation: Conversation[T]) -> T:
         """Hold a conversation to its end, and return what came of it."""
-        try:
-            step = next(conversation)
-            while True:
-                try:
-                    answer = self._take_step(step)
-                except BaseException as error:
-                    step = conversation.throw(error)
-                else:
-                    step = conversation.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        step = advance(conversation)
+        while not isinstance(step, End):
+            try:
+                answer = self._take_step(step)
+            except BaseException as error:
+                step = advance(conversation, error=error)
+            else:
+                step = advance(conversation, answer)
+        return step.value
 
     def _take_step(self, step: Question | Pause) -> Any:
         if isinstance(step, Pause):

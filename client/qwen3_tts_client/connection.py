@@ -84,6 +84,7 @@ class Connection:
         self._open_streams: set[Any] = set()
         self._finder = VoiceFinder()
         self._lock = threading.Lock()
+        self._is_closed = False
         self._channel: Any = None
         self._service: Any = None
 
@@ -94,7 +95,13 @@ class Connection:
 
     @property
     def _stub(self) -> Any:
-        """The service, connected on first use: a channel of grpc.aio belongs to the loop it is made in."""
+        """The service, connected on first use: a channel of grpc.aio belongs to the loop it is made in.
+
+        Raises:
+            ServerUnavailable: the client was closed.
+        """
+        if self._is_closed:
+            raise ServerUnavailable(f"{self.url}: this client was closed")
         with self._lock:
             if self._service is None:
                 self._channel = self._open_channel()

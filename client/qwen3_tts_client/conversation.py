@@ -9,7 +9,7 @@ A conversation yields what it needs and is sent what came of it; a `SpeechError`
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -31,3 +31,20 @@ class Pause:
 
 
 Conversation: TypeAlias = Generator[Question | Pause, Any, T]
+
+
+@dataclass(frozen=True)
+class End(Generic[T]):
+    """What came of a conversation."""
+
+    value: T
+
+
+def advance(
+    conversation: Conversation[T], answer: Any = None, error: BaseException | None = None
+) -> Question | Pause | End[T]:
+    """What it needs next, once it was given an answer, or the error that came in its place."""
+    try:
+        return conversation.send(answer) if error is None else conversation.throw(error)
+    except StopIteration as end:
+        return End(end.value)

@@ -182,6 +182,12 @@ def voice_request(model: str, /, **inputs: Any) -> service_pb2.ModelInferRequest
     return request
 
 
+def check_concurrency(concurrency: int) -> None:
+    """Raises ValueError: none at a time would wait for ever."""
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}; it must be 1 or more")
+
+
 def per_text(
     texts: Sequence[str], voice: Voice | Sequence[Voice], language: str | Sequence[str] | None
 ) -> Iterator[tuple[str, Voice, str | None]]:

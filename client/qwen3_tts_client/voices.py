@@ -258,11 +258,11 @@ class AsyncVoices:
 
     async def export_to(self, path: str | Path, names: Sequence[str] | None = None) -> builtins.list[str]:
         """As `Voices.export_to`."""
-        return await self._client._talk(exporting(Path(path), names))
+        return await self._client._talk(exporting(Path(path), names), in_threads=True)
 
     async def import_from(self, path: str | Path, *, replace: bool = False) -> builtins.list[str]:
         """As `Voices.import_from`."""
-        return await self._client._talk(importing(Path(path), replace))
+        return await self._client._talk(importing(Path(path), replace), in_threads=True)
 
     async def speakers(self) -> builtins.list[Speaker]:
         """As `Voices.speakers`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,13 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_tts_client import KeyRefused
-from qwen3_tts_gateway.errors import KNOWN_ERRORS, Reply, invalid_input, reply_to
+from qwen3_tts_gateway.errors import KNOWN_ERRORS, InvalidInput, Reply, invalid_input, reply_to
 from qwen3_tts_gateway.naming import as_callers_say
 
 log = logging.getLogger(__name__)
 
 _UNEXPECTED = Reply(500, "server_error", "internal_error")
 _MOST_PROBLEMS = 20  # told of one body
+_NOT_JSON = "the body is not valid JSON"
 _CODES = {404: "not_found", 405: "method_not_allowed"}  # of what the framework refuses
 
 
@@ -101,10 +103,35 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()[:_MOST_PROBLEMS]
     if _is_openai(request):
-        where, *location = problems[0]["loc"]  # of the body, the query or the path
-        return await _answer_known(request, invalid_input(problems[0], location, str(where)))
-    told = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in problems]
-    return JSONResponse({"detail": jsonable_encoder(told)}, 422)
+        return await _answer_known(request, _invalid(request, problems[0]))
+    listed = [
+        {"loc": each["loc"], "msg": _of_the_whole(request, each) or each["msg"], "type": each["type"]}
+        for each in problems
+    ]
+    return JSONResponse({"detail": jsonable_encoder(listed)}, 422)
+
+
+def _invalid(request: Request, problem: Mapping[str, Any]) -> InvalidInput:
+    if message := _of_the_whole(request, problem):
+        return InvalidInput(message)
+    where, *location = problem["loc"]  # of the body, the query or the path
+    return invalid_input(problem, location, str(where))
+
+
+def _of_the_whole(request: Request, problem: Mapping[str, Any]) -> str | None:
+    """What is wrong with a body that has no fields to be looked at; None: it has some."""
+    where, *location = problem["loc"]
+    if problem["type"] == "json_invalid":
+        return f"{_NOT_JSON}: {problem['ctx']['error']}, at character {location[0]}"
+    if where != "body" or location:
+        return None
+    if problem["type"] == "missing":
+        return "the body is missing; it must be a JSON object"
+    if _is_json(request):
+        return "the body is not a JSON object"
+    kind = request.headers.get("content-type")
+    told = f"the Content-Type {kind!r}" if kind else "no Content-Type"
+    return f"the body has {told}; send it as application/json"
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
@@ -112,12 +139,27 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, KNOWN_ERRORS):  # while FastAPI read the body, which it calls unreadable
         return await _answer_known(request, error.__cause__)
+    if isinstance(error.__cause__, (ValueError, RecursionError)) and _is_json(request):
+        error.detail = f"{_NOT_JSON}: {_why_unreadable(error.__cause__)}"
     content: dict[str, Any] = {"detail": error.detail}
     if _is_openai(request):
         code = _CODES.get(error.status_code, "invalid_value")
         reply = Reply(error.status_code, "invalid_request_error", code)
         content = {"error": {"message": error.detail, "type": reply.type, "param": None, "code": reply.code}}
     return JSONResponse(content, error.status_code, error.headers)
+
+
+def _why_unreadable(cause: Exception) -> str:
+    """Python's own words are about Python."""
+    if isinstance(cause, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {cause.start}"
+    return "it is nested too deeply" if isinstance(cause, RecursionError) else "a number has too many digits"
+
+
+def _is_json(request: Request) -> bool:
+    """As FastAPI sees it."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _bug(request: Request) -> Response:

@@ -17,6 +17,7 @@ from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.leaving import Farewell
 from qwen3_tts_gateway.observing import Observer
 from qwen3_tts_gateway.routes import batch, conversation, openai, original, playground, service, voices
+from qwen3_tts_gateway.routes.original import FIGURES
 from qwen3_tts_gateway.settings import Settings
 from qwen3_tts_gateway.tracing import Tracing
 
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", *FIGURES],
         )
     app.add_middleware(Observer)
     app.add_middleware(Farewell, departure=gateway.departure)

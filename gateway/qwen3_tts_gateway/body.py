@@ -1,7 +1,10 @@
-"""Bodies are read up to a limit, whether or not they say how long they are."""
+"""Bodies: up to which length they are read, and what none of them may hold."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import BaseModel, field_validator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -9,6 +12,23 @@ from qwen3_tts_gateway.errors import TooLarge
 
 MOST_BYTES = 16 << 20
 """A recording of 10 MiB as base64 text, and what stands around it."""
+
+
+class Body(BaseModel):
+    """What a caller sends, text that is text."""
+
+    @field_validator("*")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        """JSON can name half of a surrogate pair, which UTF-8, and so Triton, cannot be told."""
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and _has_half_a_character(text) for text in texts):
+            raise ValueError("half of a surrogate pair is not a character")
+        return value
+
+
+def _has_half_a_character(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 class BodyLimit:

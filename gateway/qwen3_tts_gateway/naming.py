@@ -45,6 +45,11 @@ def as_callers_say(text: str) -> str:
     return _OWNED.sub("", text)
 
 
+def is_name(text: str) -> bool:
+    """Whether a voice may be called so, taken or not."""
+    return bool(_NAME.fullmatch(text)) and text not in (".", "..")
+
+
 def check_new_name(name: str, aliases: Collection[str], speakers: Collection[str] = ()) -> str:
     """A voice's name as it is kept, Unicode NFC, judged without what a key's begins with in the store.
 
@@ -53,7 +58,7 @@ def check_new_name(name: str, aliases: Collection[str], speakers: Collection[str
     """
     name = unicodedata.normalize("NFC", name)
     told = f"name is {name[:_SHOWN_CHARACTERS]!r}"
-    if not _NAME.fullmatch(name) or name in (".", ".."):
+    if not is_name(name):
         raise InvalidInput(
             f"{told}; a voice's is 1 to 64 letters, digits, spaces or any of _.-, and neither . nor ..",
             param="name",

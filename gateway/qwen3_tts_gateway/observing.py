@@ -26,7 +26,9 @@ REQUESTS = Counter(
 KEY_REQUESTS = Counter(
     "qwen3_tts_gateway_key_requests", "Requests answered, of callers whose key is known", ["key", "status"]
 )
-IN_FLIGHT = Gauge("qwen3_tts_gateway_requests_in_flight", "Requests being answered")
+IN_FLIGHT = Gauge(
+    "qwen3_tts_gateway_requests_in_flight", "Requests and utterances of conversations being answered"
+)
 FIRST_BYTE = Histogram(
     "qwen3_tts_gateway_first_byte_seconds",
     "From a request's arrival to the first byte of its answer's body",
@@ -41,8 +43,10 @@ DURATION = Histogram(
 )
 SENT = Counter("qwen3_tts_gateway_sent_bytes", "Bytes of answers' bodies", ["route"])
 
+GONE = 499
+"""The caller hung up, as nginx logs it."""
+
 _NO_ROUTE = "none"  # a label for each wrong path would be a label for each visitor
-_GONE = 499  # as nginx logs it
 _REQUEST_ID = re.compile(r"[\w.\-]{1,64}")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -56,6 +60,10 @@ class Observer:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            handshake = Handshake(scope, send)
+            await self._app(scope, receive, handshake.send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -68,42 +76,70 @@ class Observer:
             request_id.reset(token)
 
 
+class Handshake:
+    """How a WebSocket begins: counted if it does not. A conversation accounts for its utterances itself."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "websocket.http.response.start":
+            Account(self._scope).end(message["status"])
+        await self._send(message)
+
+
 class Answer:
     """One request's answer on its way out."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        self._scope = scope
         self._send = send
-        self._began_s = time.perf_counter()
-        self._status = _GONE
-        self._num_bytes = 0
-        self._first_byte_s: float | None = None
-        self._is_complete = False
-        self._has_ended = False
-        IN_FLIGHT.inc()
+        self._account = Account(scope)
+        self._status = GONE
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
         elif message["type"] == "http.response.body":
-            self._count(message)
+            self._account.add(len(message.get("body", b"")))
         await self._send(message)
-        if self._is_complete:  # before the caller can ask for the numbers
-            self.end()
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._account.end(self._status)  # before the caller can ask for the numbers
 
     def end(self) -> None:
-        """Count and log it, once: as complete, or as far as it came."""
+        """What was not complete by now never will be."""
+        self._account.end(GONE)
+
+
+class Account:
+    """What is counted and logged of one answer, over HTTP or in a conversation, once."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._began_s = time.perf_counter()
+        self._num_bytes = 0
+        self._first_byte_s: float | None = None
+        self._has_ended = False
+        IN_FLIGHT.inc()
+
+    def add(self, num_bytes: int) -> None:
+        """So much goes out."""
+        if num_bytes and self._first_byte_s is None:
+            self._first_byte_s = time.perf_counter() - self._began_s
+        self._num_bytes += num_bytes
+
+    def end(self, status: int) -> None:
+        """Nothing more comes; what is told after that is not heard."""
         if self._has_ended:
             return
         self._has_ended = True
         IN_FLIGHT.dec()
         duration_s = time.perf_counter() - self._began_s
         route = getattr(self._scope.get("route"), "path", _NO_ROUTE)
-        status = self._status if self._is_complete else _GONE
-        key = self._scope.get("state", {}).get("key", "")
+        key = self._scope.get("state", {}).get("key", "")  # its name, as `caller_of` found it
         REQUESTS.labels(route, status).inc()
         if key:
             KEY_REQUESTS.labels(key, status).inc()
@@ -114,7 +150,7 @@ class Answer:
         log.info(
             "answered",
             extra={
-                "method": self._scope["method"],
+                "method": self._scope.get("method", "WEBSOCKET"),
                 "route": route,
                 "status": status,
                 "key": key,
@@ -123,13 +159,6 @@ class Answer:
                 "sent_bytes": self._num_bytes,
             },
         )
-
-    def _count(self, message: Message) -> None:
-        body = message.get("body", b"")
-        if body and self._first_byte_s is None:
-            self._first_byte_s = time.perf_counter() - self._began_s
-        self._num_bytes += len(body)
-        self._is_complete = not message.get("more_body", False)
 
 
 class _RequestIdFilter(logging.Filter):

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 DRAIN_S = 660
 """The longest utterance, 8191 frames of 80 ms spoken no slower than real time, and a little more."""
 BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Longer than balancers keep a connection that nobody uses: whoever closes first may swallow a request."""
 
 
 def serve(settings: Settings | None = None) -> None:
@@ -39,7 +41,7 @@ def serve(settings: Settings | None = None) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=DRAIN_S,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
     )
     with listener(settings.host, settings.port) as listening:

@@ -213,3 +213,18 @@ async def test_a_stream_outside_its_block_says_so():
     async with AsyncSpeechClient() as tts:
         with pytest.raises(RuntimeError, match="inside its block"):
             await tts.stream("Hi.").read()
+
+
+async def test_a_closed_client_says_that_it_was_closed():
+    with triton(says(1)) as server:
+        tts = AsyncSpeechClient(server.url)
+        await tts.close()
+        with pytest.raises(ServerUnavailable, match="this client was closed"):
+            await tts.synthesize("Hi.")
+        assert server.calls == []
+
+
+async def test_a_batch_of_which_none_may_be_spoken_is_refused():
+    async with AsyncSpeechClient("localhost:1") as tts:
+        with pytest.raises(ValueError, match="concurrency is 0; it must be 1 or more"):
+            await tts.synthesize_batch(["Hi."], concurrency=0)

@@ -525,3 +525,20 @@ def test_speech_over_mutual_tls_shows_its_own_certificate(tls):
             pytest.raises(ServerUnavailable),
         ):
             tts.synthesize("Hi.")
+
+
+def test_a_closed_client_says_that_it_was_closed():
+    with triton(says(1)) as server:
+        tts = SpeechClient(server.url)
+        tts.close()
+        with pytest.raises(ServerUnavailable, match="this client was closed"):
+            tts.synthesize("Hi.")
+        assert server.calls == []
+
+
+def test_a_batch_of_which_none_may_be_spoken_is_refused():
+    with (
+        SpeechClient("localhost:1") as tts,
+        pytest.raises(ValueError, match="concurrency is 0; it must be 1"),
+    ):
+        tts.synthesize_batch(["Hi."], concurrency=0)

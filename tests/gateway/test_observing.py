@@ -15,11 +15,11 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from fakes.triton_server import Call, FakeTriton, RefusalError, Response, chunk, says, triton
-from gateway_server import GatewayProcess, running_gateway, settings
+from gateway_server import GatewayProcess, GatewayServer, running_gateway, settings
 from qwen3_tts_gateway import tracing
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms, hash_of
 from qwen3_tts_gateway.speech import Narrator
@@ -27,6 +27,7 @@ from qwen3_tts_gateway.speech import Narrator
 MODELS = ("qwen3_tts_custom_voice", "qwen3_tts_voice_design", "qwen3_tts_base", "create_voice", "voices")
 
 SPEECH = "/v1/audio/speech"
+CONVERSATION = "/v1/audio/speech/stream"
 RYAN = {"input": "Hello.", "voice": "ryan"}
 FILE = "/api/v1/custom-voice/generate"
 RYAN_ORIGINALLY = {"text": "Hello.", "speaker": "ryan"}
@@ -181,7 +182,7 @@ def silent(call: Call) -> Iterator[Response]:
 
 def converse(gateway: GatewayProcess) -> None:
     """The same over a WebSocket: a sentence, and a message that is none."""
-    url = f"ws://127.0.0.1:{gateway.port}{SPEECH}/stream?{SECRETS['query']}"
+    url = f"ws://127.0.0.1:{gateway.port}{CONVERSATION}?{SECRETS['query']}"
     with connect(url, additional_headers={"X-API-Key": SECRETS["key"]}) as socket:
         for message in (
             {"type": "session.config", "voice": "ryan", "instructions": SECRETS["instruction"]},
@@ -301,6 +302,35 @@ def test_the_numbers_count_requests_and_bytes(http: httpx.Client) -> None:
     after = numbers()
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1, len(sent)]
     assert value(http, "qwen3_tts_gateway_requests_in_flight") == 1  # the one that asks for it
+
+
+def test_each_sentence_of_a_conversation_counts_as_a_request(
+    http: httpx.Client, gateway: GatewayServer
+) -> None:
+    def numbers() -> list[float]:
+        names = ("requests_total", "request_seconds_count", "first_byte_seconds_count", "sent_bytes_total")
+        return [value(http, f"qwen3_tts_gateway_{name}", route=CONVERSATION) for name in names]
+
+    before = numbers()
+    heard = b""
+    with connect(gateway.url.replace("http", "ws") + CONVERSATION) as socket:
+        socket.send(json.dumps({"type": "session.config", "voice": "ryan", "response_format": "pcm"}))
+        socket.send(json.dumps({"type": "input.text", "text": "This is one sentence. And this is another."}))
+        socket.send(json.dumps({"type": "input.done"}))
+        while isinstance(message := socket.recv(30), bytes) or json.loads(message)["type"] != "session.done":
+            heard += message if isinstance(message, bytes) else b""
+    assert [now - then for now, then in zip(numbers(), before, strict=True)] == [2, 2, 2, len(heard)]
+    assert value(http, "qwen3_tts_gateway_requests_in_flight") == 1
+
+
+def test_a_conversation_that_is_refused_is_counted(http: httpx.Client, gateway: GatewayServer) -> None:
+    def refused() -> float:
+        return value(http, "qwen3_tts_gateway_requests_total", route=CONVERSATION, status="403")
+
+    before = refused()
+    with pytest.raises(InvalidStatus):
+        connect(gateway.url.replace("http", "ws") + CONVERSATION, origin="https://elsewhere.example")
+    assert refused() == before + 1
 
 
 def test_what_visitors_make_up_makes_no_labels(http: httpx.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -47,6 +48,16 @@ STREAMS = {
     "base/clone-stream": VOICES["base/clone"],
 }
 BATCHES = {"custom-voice/batch": {"speakers": "Vivian"}, "voice-design/batch": {"instructs": "an old man"}}
+BODIES_THAT_ARE_NONE = [
+    (b"", "application/json", "the body is missing"),
+    (b"[]", "application/json", "the body is not a JSON object"),
+    (b'{"text": }', "application/json", "not valid JSON: Expecting value, at character 9"),
+    (b"{}", None, "the body has no Content-Type"),
+    (b"{}", "text/plain", "the body has the Content-Type 'text/plain'"),
+    (b"\xff{}", "application/json", "it is not UTF-8 at byte 0"),
+    (b"[" * 100_000, "application/json", "it is nested too deeply"),
+    (b'{"text": ' + b"9" * 5_000 + b"}", "application/json", "a number has too many digits"),
+]
 SPOKEN = [*VOICES.items(), *STREAMS.items()]
 
 # What the fake says: three chunks of one frame.
@@ -376,17 +387,37 @@ def test_a_prompt_outlives_the_gateway_that_made_it(fake_triton: FakeTriton) -> 
     assert len(samples_in(spoken.content)) == len(SAID)
 
 
-@pytest.mark.parametrize("prompt_id", ["0" * 32, "", "../grandpa", "a+b", "\ud800", "x" * 1_000])
+@pytest.mark.parametrize("prompt_id", ["0" * 32, "", "../grandpa", "a+b", "x" * 1_000])
 def test_a_prompt_that_nobody_made_is_not_found(
     http: httpx.Client, fake_triton: FakeTriton, prompt_id: str
 ) -> None:
-    # httpx would not send half a surrogate pair; a body in ASCII may name one.
-    body = f'{{"text": "Hello.", "prompt_id": "{ascii(prompt_id)[1:-1]}"}}'
-    response = http.post(
-        "/api/v1/base/generate-with-prompt", content=body, headers={"Content-Type": "application/json"}
-    )
+    response = http.post("/api/v1/base/generate-with-prompt", json={"text": "Hello.", "prompt_id": prompt_id})
     assert refusal(response) == (404, f"there is no prompt {prompt_id!r}")
     assert fake_triton.calls == []
+
+
+@pytest.mark.parametrize("field", ["text", "prompt_id"])
+def test_half_a_character_is_refused_by_its_field(
+    http: httpx.Client, fake_triton: FakeTriton, field: str
+) -> None:
+    whole = json.dumps({"text": "Hello.", "prompt_id": "1"} | {field: "\ud800"})
+    response = http.post(
+        "/api/v1/base/generate-with-prompt", content=whole, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 422
+    (problem,) = response.json()["detail"]
+    assert problem["loc"] == ["body", field]
+    assert fake_triton.calls == []
+
+
+@pytest.mark.parametrize(("content", "kind", "told"), BODIES_THAT_ARE_NONE)
+@pytest.mark.parametrize("route", ["/api/v1/custom-voice/generate", "/v1/audio/speech"])
+def test_a_body_that_is_none_is_refused_in_words_about_it(
+    http: httpx.Client, route: str, content: bytes, kind: str | None, told: str
+) -> None:
+    response = http.post(route, content=content, headers={"Content-Type": kind} if kind else {})
+    assert response.status_code in (400, 422)
+    assert told in response.text
 
 
 def test_a_prompt_belongs_to_the_key_that_made_it(fake_triton: FakeTriton) -> None:

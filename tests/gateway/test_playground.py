@@ -430,7 +430,7 @@ def test_a_name_that_is_taken_is_refused_beside_it(page: Page) -> None:
     clone(page, written(humming(2.0)))
     page.get_by_label("Without a transcript").check()
     save_voice(page, "coral")
-    expect(page.locator("#keep-complaint")).to_contain_text("alias of a built-in speaker")
+    expect(page.locator("#keep-complaint")).to_contain_text("an alias; choose another")
     expect(page.get_by_label("Name", exact=True)).to_have_attribute("aria-invalid", "true")
 
 

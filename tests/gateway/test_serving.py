@@ -39,6 +39,16 @@ def gateway(fake_triton: FakeTriton, tmp_path: Path) -> Iterator[GatewayProcess]
         yield process
 
 
+def test_a_second_ctrl_c_waits_for_no_balancer(fake_triton: FakeTriton, tmp_path: Path) -> None:
+    notice = {"TRITON_GRPC_PORT": str(fake_triton.port), "SHUTDOWN_NOTICE_S": "60"}
+    with GatewayProcess(tmp_path, **notice) as gateway:
+        gateway.wait_until_ready()
+        gateway.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not gateway.is_ready(), "readiness says no")
+        gateway.process.send_signal(signal.SIGINT)
+        gateway.process.wait(MOST_S)
+
+
 @SIGNALS
 def test_a_signal_lets_the_stream_in_flight_end_and_nobody_else_in(
     gateway: GatewayProcess, fake_triton: FakeTriton, name: signal.Signals
@@ -140,6 +150,12 @@ def test_a_gateway_starts_without_triton_and_says_where_it_listens(tmp_path: Pat
         lines = [json.loads(line) for line in gateway.said().splitlines()]
     [listening] = [line for line in lines if line["message"] == "listening"]
     assert (listening["host"], listening["port"]) == ("127.0.0.1", gateway.port)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/ready"])
+def test_whoever_asks_for_headers_alone_gets_them(http: httpx.Client, path: str) -> None:
+    response = http.head(path)
+    assert (response.status_code, response.content) == (200, b"")
 
 
 def test_a_port_in_use_is_refused_by_name(tmp_path: Path) -> None:

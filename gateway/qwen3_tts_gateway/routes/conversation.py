@@ -38,6 +38,7 @@ from qwen3_tts_gateway.errors import (
 )
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.observing import GONE, Account
 from qwen3_tts_gateway.recordings import Reference
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
 from qwen3_tts_gateway.speech import Speech, checked_text
@@ -297,14 +298,20 @@ class Conversation:
             format=sound.format,
             sample_rate=sound.heard_rate,
         )
+        account = Account(self._websocket.scope)
         try:
             async with aclosing(self._audio(turn, sentence)) as pieces:
                 async for piece in pieces:
+                    account.add(len(piece))
                     await self._give(self._websocket.send_bytes(piece))
                     num_bytes += len(piece)
+            account.end(status.HTTP_200_OK)
         except KNOWN_ERRORS as error:
             has_failed = True
+            account.end(reply_to(error).status)
             await self._tell_error(error, **place)
+        finally:
+            account.end(GONE)  # or cut off: whoever has heard enough
         await self._tell("audio.done", **place, total_bytes=num_bytes, error=has_failed)
 
     async def _audio(self, turn: Turn, sentence: str) -> AsyncGenerator[bytes, None]:

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import error_object
 from qwen3_tts_gateway.attending import LiveResponse
+from qwen3_tts_gateway.body import Body
 from qwen3_tts_gateway.caller import Gate, Synth, SynthOrNobody
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS, SPEECH
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
@@ -49,7 +50,7 @@ _ENGINES_OWN = {
 _EXTRA = _ENGINES_OWN | {"max_new_tokens"}
 
 
-class SpeechBody(BaseModel):
+class SpeechBody(Body):
     """What to say, in which voice, heard how.
 
     Fields that are not here are ignored, as OpenAI does; a field that is null is absent.

@@ -16,18 +16,19 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, UploadFile
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from qwen3_tts_client import DesignedVoice, InvalidRequest, Saved, SpeechOptions, Voice
+from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions, UnknownVoice, Voice
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import told
 from qwen3_tts_gateway.attending import LiveResponse
+from qwen3_tts_gateway.body import Body
 from qwen3_tts_gateway.caller import Gate, Synth
 from qwen3_tts_gateway.documenting import EVENTS, ORIGINAL_ERRORS, WAV_OR_JSON, ZIP_OR_JSON
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
-from qwen3_tts_gateway.naming import PROMPT_PREFIX, stored_name
+from qwen3_tts_gateway.naming import PROMPT_PREFIX, is_name, stored_name
 from qwen3_tts_gateway.recordings import Reference, uploaded_recording
 from qwen3_tts_gateway.settings import MOST_BATCH_ITEMS
 from qwen3_tts_gateway.sound import Sound, base64_text
@@ -39,6 +40,8 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")  # of files: a speaker is any te
 router = APIRouter(prefix="/api/v1", responses=ORIGINAL_ERRORS)
 
 SAMPLE_RATE = 24000
+FIGURES = ("X-Generation-Time", "X-Audio-Duration", "X-RTF", "X-Cache-Status")
+"""Of every WAV file, in its headers."""
 MOST_UPLOAD_BYTES = 5 << 20
 AUDIO_TYPES = ("audio/", "application/octet-stream", "video/mp4", "video/ogg")
 """How the Content-Type of a recording begins; some clients call M4A and Ogg files films."""
@@ -50,7 +53,7 @@ ResponseFormat = Literal["wav", "base64"]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Manner(BaseModel):
+class Manner(Body):
     """What every request of one utterance says besides its voice."""
 
     text: Text
@@ -68,7 +71,7 @@ class VoiceDesignBody(Manner):
     instruct: Text
 
 
-class ReferenceBody(BaseModel):
+class ReferenceBody(Body):
     """A recording, one way or the other, and what is said in it."""
 
     ref_audio_url: str | None = None
@@ -85,7 +88,7 @@ class PromptBody(Manner):
     prompt_id: str
 
 
-class BatchManner(BaseModel):
+class BatchManner(Body):
     """`wav` was always answered as `base64` is, and so was `zip` before there was one: hence the default."""
 
     texts: list[Text] = Field(min_length=1, max_length=MOST_BATCH_ITEMS)
@@ -253,12 +256,15 @@ async def _prompt(prompt_id: str, gate: Gateway, key: Key) -> Saved:
     Raises:
         NotFound: there is none, or it is another key's.
     """
+    unknown = NotFound(f"there is no prompt {prompt_id!r}", param="prompt_id")
+    if not is_name(PROMPT_PREFIX + prompt_id):  # nobody can have saved it
+        raise unknown
     name = stored_name(key.owner, PROMPT_PREFIX + prompt_id)
     try:
         async with gate.keeper.using("voices"):
             await gate.tts.voices.describe(name)
-    except InvalidRequest:  # nobody saved it, or nobody could have: it cannot be a name
-        raise NotFound(f"there is no prompt {prompt_id!r}", param="prompt_id") from None
+    except UnknownVoice:
+        raise unknown from None
     return Saved(name)
 
 
@@ -268,14 +274,14 @@ async def _whole(speech: Speech, name: str, body: Manner, gate: Gateway, key: Ke
     wav = await utterance.whole()
     if body.response_format == "base64":
         return await in_thread(_one_in_json, wav)
-    headers = {
-        "Content-Disposition": f"attachment; filename={_NOT_IN_NAMES.sub('_', name)[:80]}.wav",
-        "X-Generation-Time": f"{utterance.generation_s:.3f}",
-        "X-Audio-Duration": f"{utterance.duration_s:.3f}",
-        "X-RTF": f"{utterance.generation_s / max(utterance.duration_s, 1e-9):.3f}",
-        "X-Cache-Status": "disabled",
-    }
-    return Response(wav, media_type="audio/wav", headers=headers)
+    file = f"attachment; filename={_NOT_IN_NAMES.sub('_', name)[:80]}.wav"
+    return Response(wav, media_type="audio/wav", headers={"Content-Disposition": file, **_figures(utterance)})
+
+
+def _figures(utterance: Utterance) -> dict[str, str]:
+    rtf = utterance.generation_s / max(utterance.duration_s, 1e-9)
+    times = (f"{seconds:.3f}" for seconds in (utterance.generation_s, utterance.duration_s, rtf))
+    return dict(zip(FIGURES, (*times, "disabled"), strict=True))
 
 
 async def _stream(speech: Speech, gate: Gateway, key: Key) -> Response:

@@ -22,6 +22,7 @@ TALKERS = {
 }
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/")
 async def about(request: Request) -> dict[str, Any]:
     """What this is and where to go on."""
@@ -34,12 +35,14 @@ async def about(request: Request) -> dict[str, Any]:
     }
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> dict[str, str]:
     """The gateway is alive; `/health/models` knows about Triton."""
     return {"status": "healthy", "version": request.app.version}
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"description": "It is being stopped"}})
 async def readiness(gate: Gate) -> Response:
     """Whether to send callers here. Triton has no say in it: another gateway would do no better."""
