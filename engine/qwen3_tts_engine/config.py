@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
     "codec_dtype": ("float32", "bfloat16"),
     "weights": ("full", "int8"),
     "profile": tuple(PROFILES),
+}
+SWITCHES = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
 }
 LEAST = {"slots": 1, "waiting_room": 0, "max_frames": 1, "max_text_tokens": 8, "memory_budget_mb": 1}
 
@@ -92,8 +96,8 @@ class EngineConfig(CheckpointConfig):
     """What an operator may set of a model that speaks, beyond `CheckpointConfig`.
 
     Args:
-        dtype: of the language models; `auto` is bfloat16 on a GPU and on a processor that is faster with it
-            (tried at start), else float32.
+        dtype: of the language models; `auto` is bfloat16 on a GPU and on a processor that is faster with it,
+            else float32.
         codec_dtype: of the codec decoder. bfloat16 halves its time where the processor has it; float32 is
             upstream's audio to the last bit but rounding.
         weights: `int8` stores those of the language models' layers in 8 bits, for speed on a CPU; what is
@@ -153,7 +157,8 @@ def typed(cls: type[Any], name: str, text: str) -> Any:
         closest = difflib.get_close_matches(name, kinds, n=1)
         hint = f"; did you mean {closest[0]!r}?" if closest else f"; known are {', '.join(kinds)}"
         raise ConfigError(f"unknown parameter {name!r}{hint}")
-    return _READERS[kinds[name]](name, text.strip())
+    text = text.strip()
+    return _READERS[kinds[name]](name, text.lower() if name in CHOICES else text)
 
 
 def _integer(name: str, text: str) -> int:
@@ -173,10 +178,9 @@ def _integer_or_auto(name: str, text: str) -> int | None:
 
 
 def _boolean(name: str, text: str) -> bool:
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in values:
+    if text.lower() not in SWITCHES:
         raise ConfigError(f"{name} is {text!r}; it must be true or false")
-    return values[text.lower()]
+    return SWITCHES[text.lower()]
 
 
 _READERS = {

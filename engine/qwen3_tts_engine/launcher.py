@@ -32,6 +32,7 @@ from dotenv import dotenv_values
 from qwen3_tts_engine.access import VARIABLE as KEY_VARIABLE
 from qwen3_tts_engine.access import Access, access_from
 from qwen3_tts_engine.collector import trace_flags
+from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, SWITCHES
 from qwen3_tts_engine.repairs import Repairs, page_of
 from qwen3_tts_engine.supervisor import Supervisor
 from qwen3_tts_engine.tritonserver import Installation, LaunchError, find_tritonserver
@@ -46,6 +47,8 @@ STACK_BYTES = 192 << 20
 LOG_TAIL_LINES = 40
 MOST_LOG_BYTES = 64 << 20  # then the log becomes <log>.1, in place of an earlier one
 SHARED_MEMORY = Path("/dev/shm")
+SUPERVISOR_PORT = 8003
+PORT_VARIABLES = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "PORT")
 Address: TypeAlias = tuple[str, int]
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 OPTIONS = {  # of the command line; each is a field of LaunchConfig
@@ -56,16 +59,7 @@ OPTIONS = {  # of the command line; each is a field of LaunchConfig
     "exit_timeout_s": "how long streams in flight may hold the drain",
     "idle_grace_s": "how long open connections may hold the drain when nothing is being spoken",
 }
-SWITCHES = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "on": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "off": False,
-}
+PATHS = (*CHECKPOINT_VARIABLES.values(), "QWEN_TTS_TOKENIZER", "VOICE_STORE", "MODEL_CACHE_DIR")
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class LaunchConfig:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
-    supervisor_port: int = 8003
+    supervisor_port: int = SUPERVISOR_PORT
     preload_models: bool = True
     verbose: bool = False
     ready_timeout_s: float = 1800.0  # a first start may download weights
@@ -117,7 +111,10 @@ def serve(config: LaunchConfig) -> int:
     check_addresses(config.addresses | {"SUPERVISOR_PORT": (config.host, config.supervisor_port)})
     with running_server(config) as server, showing_repairs(config) as repairs:
         stop = StopRequest()
-        say(f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
+        say(
+            f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port},"
+            f" supervisor {config.supervisor_port}"
+        )
         watch_until(stop, server.supervisor(repairs))
         say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
@@ -358,22 +355,27 @@ def command(config: LaunchConfig, installation: Installation, regions_prefix: st
 def server_environment(given: Mapping[str, str], installation: Installation) -> dict[str, str]:
     folders = [*map(str, installation.library_path), given.get("LD_LIBRARY_PATH", "")]
     given = {name: value for name, value in given.items() if name != KEY_VARIABLE}  # not for the models
+    given |= {name: _from_here(given[name], name) for name in PATHS if name in given}
     return {
         "OMP_NUM_THREADS": str(num_available_cores()),
         # Idle threads of one model process must not spin on the cores that another one computes on.
         "OMP_WAIT_POLICY": "passive",
+        **({"HF_HOME": given["MODEL_CACHE_DIR"]} if "MODEL_CACHE_DIR" in given else {}),
         **given,
-        **_voice_store(given),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
         # The stub finds this interpreter's packages through the first python3 on PATH.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", os.defpath)]),
     }
 
 
-def _voice_store(given: Mapping[str, str]) -> dict[str, str]:
-    """The same path to both models that read it: each would start a relative one in its own folder."""
-    path = given.get("VOICE_STORE", "")
-    return {"VOICE_STORE": str(Path(path).expanduser().absolute())} if path and ":" not in path else {}
+def _from_here(value: str, variable: str) -> str:
+    """A path that starts where the launcher was started; each model would start it in its own folder.
+
+    A hub id is no path unless there is such a directory, and a URL is none.
+    """
+    path = Path(value).expanduser()
+    is_path = path.is_dir() if variable.startswith("QWEN_TTS_") else ":" not in value
+    return str(path.absolute()) if is_path else value
 
 
 def compile_models(model_repository: Path) -> None:
@@ -454,7 +456,7 @@ def _bound_socket(host: str, port: int) -> socket.socket:
 
 
 def free_ports(count: int = 3) -> tuple[int, ...]:
-    """Ports nobody listens on now, all different: for tests and the demo."""
+    """Ports nobody listens on now, all different."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(_bound_socket("127.0.0.1", 0)) for _ in range(count)]
         return tuple(listener.getsockname()[1] for listener in listeners)
@@ -472,13 +474,23 @@ def config_from(environment: Mapping[str, str], arguments: argparse.Namespace) -
         http_port=port_from(environment, "TRITON_HTTP_PORT", 8000),
         grpc_port=port_from(environment, "TRITON_GRPC_PORT", 8001),
         metrics_port=port_from(environment, "TRITON_METRICS_PORT", 8002),
-        supervisor_port=port_from(environment, "SUPERVISOR_PORT", 8003),
+        supervisor_port=_supervisor_port(environment),
         preload_models=_switch(environment, "PRELOAD_MODELS", True),
         verbose=environment.get("LOG_LEVEL", "").upper() == "DEBUG",
         access=access_from(environment, arguments.server_dir),
         environment=environment,
         **vars(arguments),
     )
+
+
+def _supervisor_port(environment: Mapping[str, str]) -> int:
+    """What was asked for; else the usual one, or any other where that is taken: nobody was promised it."""
+    if "SUPERVISOR_PORT" in environment:
+        return port_from(environment, "SUPERVISOR_PORT", SUPERVISOR_PORT)
+    if str(SUPERVISOR_PORT) not in (environment.get(name) for name in PORT_VARIABLES):
+        with suppress(OSError), _bound_socket(environment.get("TRITON_HOST", "127.0.0.1"), SUPERVISOR_PORT):
+            return SUPERVISOR_PORT
+    return free_ports(1)[0]
 
 
 def port_from(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -127,6 +127,20 @@ def test_a_variable_is_checked_like_a_parameter():
         EngineConfig("here").overridden_by({"USE_FLASH_ATTENTION": "maybe"}, "base")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "read"),
+    [
+        ("MODEL_DTYPE", "Float16", "dtype", "float16"),
+        ("MODEL_DTYPE", "BFLOAT16", "dtype", "bfloat16"),
+        ("USE_FLASH_ATTENTION", "on", "flash_attention", True),
+        ("USE_FLASH_ATTENTION", "Off", "flash_attention", False),
+        ("MODEL_PROFILE", "Latency", "profile", "latency"),
+    ],
+)
+def test_a_choice_is_read_in_any_case(variable, value, field, read):
+    assert getattr(EngineConfig("here").overridden_by({variable: value}, "base"), field) == read
+
+
 def test_every_variable_sets_a_field():
     assert set(VARIABLES.values()) <= {f.name for f in fields(BaseConfig)}
 

@@ -94,6 +94,14 @@ def test_int8_weights_are_refused_by_a_pytorch_that_cannot_multiply_them(
         linear.Int8Linear(torch.ones(16, 16))
 
 
+def test_float16_is_spoken_where_the_operator_asks_for_it(
+    load_engine: Callable[..., Engine], speaker: Speaker
+) -> None:
+    request = SpeechRequest("The fox.", language="English", speaker="ryan", seed=7, max_frames=5)
+    said = Speaker(load_engine(dtype="float16", slots=1)).say(request)
+    assert (said.codes[0] == speaker.say(request).codes[0]).mean() > 0.5  # 11 bits of precision
+
+
 def test_int8_weights_say_something_else_than_upstream(
     load_engine: Callable[..., Engine], speaker: Speaker
 ) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,18 @@ import psutil
 import pytest
 from tritonclient import grpc as triton
 
-from qwen3_tts_engine.launcher import MOST_LOG_BYTES, LaunchError, Server, running_server
+from qwen3_tts_engine.launcher import (
+    MOST_LOG_BYTES,
+    SUPERVISOR_PORT,
+    LaunchConfig,
+    LaunchError,
+    Server,
+    config_from,
+    environment_with,
+    running_server,
+    server_environment,
+)
+from qwen3_tts_engine.launcher import _parse as parsed
 from qwen3_tts_engine.tritonserver import Installation
 from real_server import ROOT, Footprint, Launcher, on_free_ports, wait_until
 
@@ -52,15 +63,56 @@ def test_model_processes_use_this_interpreter_and_the_given_environment(
     assert echo(server, "$PATH").startswith(str(Path(sys.executable).parent))
 
 
-def test_a_relative_voice_store_is_the_same_to_every_model(
-    start_server: StartServer, toy_repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("variable", "given", "seen"),
+    [
+        ("VOICE_STORE", "voices", "{here}/voices"),
+        ("VOICE_STORE", "redis://localhost/0", "redis://localhost/0"),
+        ("QWEN_TTS_BASE_MODEL", "checkpoints/base", "{here}/checkpoints/base"),
+        ("QWEN_TTS_TOKENIZER", "./tokenizer", "{here}/tokenizer"),
+        ("QWEN_TTS_CUSTOM_VOICE_MODEL", "Qwen/Qwen3-TTS", "Qwen/Qwen3-TTS"),
+        ("MODEL_CACHE_DIR", "cache", "{here}/cache"),
+    ],
+)
+def test_a_relative_path_starts_where_the_launcher_was_started(
+    variable: str, given: str, seen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "checkpoints/base").mkdir(parents=True)
+    (tmp_path / "tokenizer").mkdir()
     monkeypatch.chdir(tmp_path)
-    server = start_server(
-        model_repository=toy_repository("echo"),
-        environment={"VOICE_STORE": "voices"},
-    )
-    assert echo(server, "$VOICE_STORE") == str(tmp_path / "voices")
+    environment = server_environment({variable: given}, Installation(Path("tritonserver")))
+    assert environment[variable] == seen.format(here=tmp_path)
+
+
+def test_models_are_cached_where_the_original_server_was_told_to(tmp_path: Path) -> None:
+    installation = Installation(Path("tritonserver"))
+    moved = server_environment({"MODEL_CACHE_DIR": str(tmp_path)}, installation)
+    assert moved["HF_HOME"] == str(tmp_path)
+    named = server_environment({"MODEL_CACHE_DIR": str(tmp_path), "HF_HOME": "/hub"}, installation)
+    assert named["HF_HOME"] == "/hub"
+
+
+def configured(environment: dict[str, str], tmp_path: Path) -> LaunchConfig:
+    return config_from(environment, parsed(["--server-dir", str(tmp_path)]))
+
+
+def test_the_supervisors_port_is_another_where_the_usual_one_is_taken(tmp_path: Path) -> None:
+    with ExitStack() as somebody:
+        with suppress(OSError):  # or it is taken already
+            somebody.enter_context(socket.create_server(("127.0.0.1", SUPERVISOR_PORT)))
+        assert configured({}, tmp_path).supervisor_port != SUPERVISOR_PORT
+    assert configured({"PORT": str(SUPERVISOR_PORT)}, tmp_path).supervisor_port != SUPERVISOR_PORT
+    asked = {"SUPERVISOR_PORT": "9003"}
+    assert configured(asked, tmp_path).supervisor_port == 9003
+
+
+def test_a_dotenv_is_read_below_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("API_KEYS=from-the-file\nLOG_LEVEL=DEBUG\nVOICE_STORE=\n")
+    monkeypatch.setenv("LOG_LEVEL", "INFO")
+    monkeypatch.setenv("REFERENCE_HOSTS", "")
+    environment = environment_with(tmp_path / ".env")
+    assert (environment["API_KEYS"], environment["LOG_LEVEL"]) == ("from-the-file", "INFO")
+    assert not {"VOICE_STORE", "REFERENCE_HOSTS"} & environment.keys()
 
 
 def test_a_body_in_a_million_chunks_does_not_end_the_server(

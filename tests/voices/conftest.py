@@ -76,11 +76,32 @@ def redis_url(redis_server: str) -> Iterator[str]:
         client.flushall()
 
 
-@pytest.fixture(params=["directory", "redis", "fsspec"])
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URL of a bucket behind S3's own protocol, by moto; the environment says where it is."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "a-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="voices")
+        yield "s3://voices"
+    server.stop()
+
+
+@pytest.fixture(params=["directory", "redis", "fsspec", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty store, of each kind."""
     if request.param == "redis":
         return request.getfixturevalue("redis_url")
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex}"
     return {
         "directory": f"file://{tmp_path}/my%20voices",
         "fsspec": f"memory://voices-{uuid.uuid4().hex}/below",

@@ -84,27 +84,10 @@ def test_an_object_is_a_safetensors_file(make_voice):
     }
 
 
-def test_the_key_is_the_hash_of_all_of_it(make_voice):
-    """Recordings that share their beginning, their transcript, or both are different voices."""
+def test_no_two_saves_are_one_object(make_voice):
+    """Nor are two voices: whoever replaces one removes what it was, and nothing else."""
     voice = make_voice(seed=1, ref_text=WORDS)
-    prompt = voice.prompt
-    other_end = prompt.ref_codes.copy()
-    other_end[-1, -1] ^= 1
-    a_bit_louder = prompt.speaker_embedding.copy()
-    a_bit_louder[-1] = np.nextafter(a_bit_louder[-1], np.float32(9))
-    variants = [
-        voice,
-        replace(voice, prompt=replace(prompt, ref_codes=other_end)),
-        replace(voice, prompt=replace(prompt, ref_codes=prompt.ref_codes[:-1])),
-        replace(voice, prompt=replace(prompt, ref_codes=None)),
-        replace(voice, prompt=replace(prompt, speaker_embedding=a_bit_louder)),
-        replace(voice, prompt=replace(prompt, ref_text=WORDS + "!")),
-        replace(voice, model="another"),
-        replace(voice, metadata={"consent": "no"}),
-        replace(voice, name="grandma"),
-    ]
-    assert len({digest_of(write_object(variant)) for variant in variants}) == len(variants)
-    assert digest_of(write_object(voice)) == digest_of(write_object(voice))
+    assert digest_of(write_object(voice)) != digest_of(write_object(voice))
 
 
 def test_any_flipped_bit_is_found(make_voice):

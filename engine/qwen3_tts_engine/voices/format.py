@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import struct
+import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,11 +70,14 @@ def digest_of(data: bytes) -> str:
 
 
 def write_object(voice: Voice) -> bytes:
+    """No two are alike: a bucket has no lock, and whoever saves a voice anew removes the object it had, which
+    must not be one that somebody else saves the same in this moment."""
     tensors: dict[str, Any] = {"speaker_embedding": np.ascontiguousarray(voice.prompt.speaker_embedding)}
     if voice.prompt.ref_codes is not None:
         tensors["ref_codes"] = np.ascontiguousarray(voice.prompt.ref_codes, dtype=np.int32)
     about = {
         "version": VERSION,
+        "save": uuid.uuid4().hex,
         "name": voice.name,
         "created_at": voice.created_at,
         "model": voice.model,
