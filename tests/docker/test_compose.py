@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen3_tts_engine.launcher import KILL_MARGIN_S, LaunchConfig
+from qwen3_tts_engine.launcher import KILL_MARGIN_S, LaunchConfig, free_ports
+from qwen3_tts_engine.repairs import Repairs, page_of
 from qwen3_tts_gateway.serving import DRAIN_S
 from real_server import ROOT
 
@@ -64,6 +65,32 @@ def test_everyone_is_asked_how_it_is(compose: Document, name: str) -> None:
     test = compose["services"][name]["healthcheck"]["test"]
     assert test[0] == "CMD"  # no shell
     assert "curl" not in test
+
+
+def test_triton_is_healthy_when_its_supervisor_says_so_too(compose: Document) -> None:
+    *python, script = compose["services"]["triton"]["healthcheck"]["test"][1:]
+    triton, supervisor = free_ports(2)
+    for page, here in (("8000/v2/health/ready", f"{triton}/health"), ("8003/", f"{supervisor}/")):
+        assert page in script
+        script = script.replace(page, here)
+
+    def is_healthy() -> bool:
+        return subprocess.run([*python, script], capture_output=True, timeout=20).returncode == 0
+
+    repairs = Repairs()
+    with page_of(repairs, "127.0.0.1", supervisor):
+        assert not is_healthy()  # without Triton
+        with page_of(Repairs(), "127.0.0.1", triton):
+            assert is_healthy()
+            repairs.begin("qwen3_tts_base", "silent")
+            assert not is_healthy()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_log_fills_the_disk(compose: Document, name: str) -> None:
+    logging = compose["services"][name]["logging"]
+    assert logging["driver"] == "json-file"
+    assert {"max-size", "max-file"} == {*logging["options"]}
 
 
 @pytest.mark.parametrize("name", SERVICES)

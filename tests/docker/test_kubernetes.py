@@ -174,6 +174,64 @@ def test_readiness_alone_knows_that_a_gateway_is_being_stopped(base: list[Docume
     assert gateway["livenessProbe"]["httpGet"]["path"] == "/health"
 
 
+def test_triton_is_ready_when_it_is_healthy_in_the_composition(
+    base: list[Document], compose: Document
+) -> None:
+    [triton] = pods(base)["triton"]["containers"]
+    asked = ["CMD", *triton["readinessProbe"]["exec"]["command"]]
+    assert asked == compose["services"]["triton"]["healthcheck"]["test"]
+
+
+def test_liveness_asks_nothing_that_the_supervisor_mends(base: list[Document]) -> None:
+    """Were it to know of a model that is brought back, a slow load would end in a kill."""
+    [triton] = pods(base)["triton"]["containers"]
+    assert triton["livenessProbe"]["httpGet"] == {"path": "/live", "port": "supervisor"}
+
+
+def test_redis_keeps_every_voice(base: list[Document]) -> None:
+    [redis] = pods(base)["redis"]["containers"]
+    given = dict(zip(redis["args"][1::2], redis["args"][2::2], strict=True))
+    assert (given["--appendonly"], given["--appendfsync"]) == ("yes", "everysec")
+    assert given["--maxmemory-policy"] == "noeviction"
+    assert int(given["--maxmemory"].removesuffix("mb")) * 2 <= 1024  # a rewrite of the log may double it
+    assert redis["resources"]["limits"]["memory"] == "1Gi"
+    claims = of_kind(base, "StatefulSet")["redis"]["spec"]["volumeClaimTemplates"]
+    places = {mount["name"]: mount["mountPath"] for mount in redis["volumeMounts"]}
+    assert places[claims[0]["metadata"]["name"]] == given["--dir"]
+
+
+def test_prometheus_sees_who_is_not_ready_and_callers_do_not(base: list[Document]) -> None:
+    published = {
+        name: it["spec"].get("publishNotReadyAddresses", False)
+        for name, it in of_kind(base, "Service").items()
+    }
+    seen = {name for name, is_published in published.items() if is_published}
+    assert seen == {"triton", "gateway"}
+    assert {"triton-ready", "qwen3-tts"} <= {*published} - seen
+
+
+def test_who_may_be_evicted_is_there_twice(rendered: Render) -> None:
+    objects = rendered("overlays/kserve")
+    assert {*of_kind(objects, "PodDisruptionBudget")} == {"triton", "gateway"}
+    assert of_kind(objects, "Deployment")["gateway"]["spec"]["replicas"] >= 2
+    scaled = of_kind(objects, "ScaledObject")["triton"]["spec"]
+    assert scaled["minReplicaCount"] >= 2
+    predictor = of_kind(objects, "InferenceService")["speech"]["spec"]["predictor"]
+    assert predictor["minReplicas"] == scaled["minReplicaCount"]
+
+
+def test_a_rollout_takes_nobody_away_before_the_next_one_is_ready(rendered: Render) -> None:
+    objects = rendered("overlays/kserve")
+    ours = [of_kind(rendered("overlays/gpu"), "Deployment")[name] for name in ("triton", "gateway")]
+    strategies = [it["spec"]["strategy"] for it in ours]
+    strategies += [
+        it["spec"]["predictor"]["deploymentStrategy"] for it in of_kind(objects, "InferenceService").values()
+    ]
+    assert len(strategies) == 3
+    for strategy in strategies:
+        assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
 def test_the_first_start_has_the_time_that_the_launcher_gives_it(base: list[Document]) -> None:
     probe = pods(base)["triton"]["containers"][0]["startupProbe"]
     start_s = probe["periodSeconds"] * probe["failureThreshold"]
@@ -257,6 +315,8 @@ def test_the_autoscaler_asks_our_prometheus_about_slots_and_the_queue(rendered: 
     scaled = of_kind(objects, "ScaledObject")["triton"]["spec"]
     assert scaled["scaleTargetRef"]["name"] in of_kind(objects, "Deployment")
     slots, queue = (trigger["metadata"] for trigger in scaled["triggers"])
+    assert {it["ignoreNullValues"] for it in (slots, queue)} == {"false"}  # no answer is no nought
+    assert "fallback" not in scaled
     assert "qwen3_tts_active_slots" in slots["query"]
     assert "qwen3_tts_slots" in slots["query"]
     assert "nv_inference_queue_duration_us" in queue["query"]
