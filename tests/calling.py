@@ -21,6 +21,8 @@ NUM_BYTES = NUM_FRAMES * 1920 * 2
 PAUSE_S = 0.1  # after an error, before the next try
 PATIENCE_S = 90
 
+CUT_SHORT = "cut short"  # how the one thing begins that nobody may ever hear
+
 Speak = Callable[[], str]  # -> "" for all of the audio, else the error in words
 
 
@@ -48,8 +50,11 @@ class Callers:
             call.ended_s - max(call.began_s, since_s) for call in self.calls if call.ended_s >= since_s
         )
 
-    def errors(self, since_s: float = 0) -> list[str]:
-        return [call.error for call in self.calls if call.error and call.ended_s >= since_s]
+    def errors(self) -> list[str]:
+        return [call.error for call in self.calls if call.error]
+
+    def errors_of(self, *callers: int) -> list[str]:
+        return [call.error for call in self.calls if call.error and call.caller in callers]
 
     def all_served_since(self, since_s: float) -> bool:
         """Whether each of them has come and been served since."""
@@ -70,7 +75,10 @@ class Callers:
 
 @contextmanager
 def calling(*speaks: Speak) -> Iterator[Callers]:
-    """Callers who have all been served once; after the block each has heard the end of the last request."""
+    """Callers who have all been served once; after the block each has heard the end of the last request.
+
+    What they break may cost them audio, and they are told; audio that just ends early is never right.
+    """
     callers = Callers(len(speaks))
     threads = [
         threading.Thread(target=callers.keep_calling, args=(i, speak), daemon=True)
@@ -86,6 +94,7 @@ def calling(*speaks: Speak) -> Iterator[Callers]:
         for thread in threads:
             thread.join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in threads), "somebody hangs"
+    assert not [error for error in callers.errors() if error.startswith(CUT_SHORT)], callers.errors()
 
 
 def through_triton(grpc_port: int, num_frames: int = NUM_FRAMES) -> Speak:
@@ -97,7 +106,7 @@ def through_triton(grpc_port: int, num_frames: int = NUM_FRAMES) -> Speak:
                 audio = tts.synthesize(TEXT, voice="ryan", max_frames=num_frames, seed=SEED, **RESTLESS)
         except SpeechError as error:
             return repr(error)
-        return "" if audio.num_frames == num_frames else f"{audio.num_frames} frames"
+        return "" if audio.num_frames == num_frames else f"{CUT_SHORT} at {audio.num_frames} frames"
 
     return speak
 
@@ -122,6 +131,6 @@ def through_gateway(url: str, key: str = "") -> Speak:
             return repr(error)
         if answer.status_code != 200:
             return f"{answer.status_code} {answer.text}"
-        return "" if len(answer.content) == NUM_BYTES else f"{len(answer.content)} bytes"
+        return "" if len(answer.content) == NUM_BYTES else f"{CUT_SHORT} at {len(answer.content)} bytes"
 
     return speak

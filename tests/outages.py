@@ -23,6 +23,7 @@ MODELS = (SPEAKING, RESTING, "voices")
 SLOTS = "qwen3_tts_slots"
 WORDS = "A voice is kept."
 TRITON_API_KEY = "a-key-of-the-test"
+STRAIGHT_AT_TRITON, THROUGH_THE_GATEWAY = (0, 1), (2, 3)  # the callers
 HIDDEN_SIZE = 64  # of the tiny checkpoints
 GRANDPA = VoicePrompt(np.linspace(-1, 1, HIDDEN_SIZE, dtype=np.float32), np.zeros((0, 16), np.int32), None)
 SPOKEN = {"seed": 5, "max_frames": 10}
@@ -79,9 +80,18 @@ class Service:
             tts.voices.save("grandpa", GRANDPA)
             self._grandpa = tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples
         self._num_files = self.num_files()
+        self._num_regions = len(self.footprint.regions())
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.system.config.grpc_port}"
 
     def client(self) -> SpeechClient:
-        return SpeechClient(f"127.0.0.1:{self.system.config.grpc_port}", timeout_s=10, api_key=TRITON_API_KEY)
+        return SpeechClient(self.grpc_address, timeout_s=10, api_key=TRITON_API_KEY)
+
+    def is_ready(self, model: str) -> bool:
+        with self.client() as tts:
+            return tts.is_ready(model)
 
     def break_next_step(self, fault: str) -> None:
         """Return once the model's process has come to it: see `BREAKABLE`."""
@@ -128,16 +138,19 @@ class Service:
             return False
 
     def assert_well(self) -> None:
-        """As if nothing had happened: the voice is there, no process, slot or descriptor is too many."""
+        """As if nothing had happened: the voice is there, no process, region, slot or descriptor too many."""
         with self.client() as tts:
             assert [voice.name for voice in tts.voices.list()] == ["grandpa"]
         assert self.speaks_as_grandpa()
         assert {model: len(self.footprint.stubs_of(model)) for model in MODELS} == dict.fromkeys(MODELS, 1)
         wait_for_metrics(self.system.config, {ACTIVE: 0, WAITING: 0, SLOTS: 16})
+        wait_until(lambda: len(self.footprint.regions()) == self._num_regions, "each has its regions")
         few = {name: number + MOST_SPARE_FILES for name, number in self._num_files.items()}
         assert all(number <= few[name] for name, number in self.num_files().items()), (self.num_files(), few)
 
     def num_files(self) -> dict[str, int]:
-        """Descriptors of what lives on through the faults."""
+        """Descriptors, by process, of those that live on through most of the faults."""
         launcher, gateway = psutil.Process(self.system.process.pid), self.system.child("qwen3_tts_gateway")
-        return {"launcher": launcher.num_fds(), "gateway": gateway.num_fds()}
+        server = psutil.Process(self.footprint.group)
+        processes = {"launcher": launcher, "gateway": gateway, "tritonserver": server}
+        return {name: process.num_fds() for name, process in processes.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ def running_redis(directory: Path, port: int, *flags: str) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(PATIENCE_S)
+
+
+def kill_redis(url: str) -> None:
+    """At once, whatever it was at."""
+    with redis.Redis.from_url(url) as client:
+        os.kill(client.info("server")["process_id"], signal.SIGKILL)
 
 
 def wait_for_redis(url: str) -> None:

@@ -35,7 +35,7 @@ PROBE_EVERY_S = 5.0
 PROBE_PATIENCE_S = 10.0
 STALL_PATIENCE_S = 60.0  # the longest prompt is read on a CPU in less
 RELOAD_TIMEOUT_S = 1800.0  # as long as a first start may take
-UNLOAD_PATIENCE_S = 2.0  # Triton 24.10 never finishes unloading a model whose process is dead
+UNLOAD_PATIENCE_S = 5.0  # it is a matter of milliseconds, unless somebody waits in the model
 MISSING_LOOKS = 2  # in a row: a model that is just being loaded or unloaded passes through states
 FAILING_LOOKS = 3  # in a row, without a frame between them
 MANY_FAILURES = 5  # looks at which something had failed, frames or not
@@ -113,7 +113,9 @@ class Watch:
         self._missing_looks = self._missing_looks + 1 if signs.num_missing else 0
         if self._missing_looks >= MISSING_LOOKS:
             return Reason.DIED
-        if not signs.slots:
+        if (
+            self._missing_looks or not signs.slots
+        ):  # no canary for the dead: it would hold the unloading for ever
             return Look.WELL
         self._note_failures(now_s, signs)
         if self._has_moved(now_s, signs):
@@ -359,29 +361,23 @@ class Supervisor:
             yield
 
     def _reload(self, model: str, reason: Reason) -> Iterator[None]:
+        """Unload it at once, so that newcomers are refused; a caller who waits in it ends with the server."""
         self._repairs.begin(model, reason.value)
-        began_s = self._clock()
-        yield from self._pause(model)
-        if self._speaks_again(model):
-            self._repairs.end(model)
-            yield from self._restart(reason)
-            return
+        began_s, config = self._clock(), self._configs[model]
         # One that hangs would be waited for.
         for pid in model_processes(self._server.pid).get(model, ()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        is_loaded = yield from self._in_between(lambda: self._triton.reload(model, self._configs[model]))
+        holds_canary = reason is Reason.SILENT  # and so shows nothing by not ending
+        is_loaded = False
+        if (yield from self._in_between(lambda: self._triton.unload(model, must_end=not holds_canary))):
+            yield from self._pause(model)
+            is_loaded = yield from self._in_between(lambda: self._triton.load(model, config))
         self._repairs.end(model)
         if is_loaded:
             self._say(f"{model} is loaded again, {self._clock() - began_s:.1f} s later")
         else:
             yield from self._restart(reason)
-
-    def _speaks_again(self, model: str) -> bool:
-        """Whether somebody came during a pause, whose stream Triton would never end."""
-        with suppress(OSError):
-            return Signs(0, **speech_series(self._triton.metrics()).get(model, {})).is_busy
-        return False
 
     def _restore(self, configs: Mapping[str, dict[str, Any]]) -> None:
         """Load what was loaded, as it was: on first use, or with a checkpoint of its own."""
@@ -440,13 +436,23 @@ class Triton:
         status, answer = self._send("POST", path, asked, PROBE_PATIENCE_S, self._server.http_port)
         return CANARY in answer or status == 403  # locked for us, as an operator may have wanted
 
-    def reload(self, model: str, config: Mapping[str, Any]) -> None:
-        """Unload, wait, load: `load` alone does nothing for a model whose process is dead."""
+    def unload(self, model: str, *, must_end: bool = True) -> None:
+        """The first step of a reload: `load` alone does nothing for a model whose process is dead.
+
+        A model ends its unloading when nobody waits in it any more, which whoever waits for a dead process
+        does for ever. It may be loaded again in spite of that.
+
+        Raises:
+            OSError: it does not end, and must.
+        """
         self._ask("POST", f"/v2/repository/models/{model}/unload", {})
         give_up_s = time.monotonic() + UNLOAD_PATIENCE_S
-        while time.monotonic() < give_up_s and self._states()[model] == "UNLOADING":
+        while self._states()[model] == "UNLOADING":
+            if time.monotonic() >= give_up_s:
+                if must_end:
+                    raise OSError(f"{model}: somebody waits for the process that is gone")
+                return
             time.sleep(0.1)
-        self.load(model, config)
 
     def load(self, model: str, config: Mapping[str, Any]) -> None:
         asked = {"parameters": {"config": json.dumps(config)}}

@@ -28,6 +28,7 @@ from throttled.exceptions import StoreUnavailableError
 
 from qwen3_tts_gateway.errors import InvalidInput, RateLimited
 from qwen3_tts_gateway.keys import Key
+from qwen3_tts_gateway.observing import LIMITS_STORE_FAILURES
 from qwen3_tts_gateway.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class Outage:
         try:
             yield
         except STORE_FAILURES as error:
+            LIMITS_STORE_FAILURES.inc()
             now = self._clock()
             self._ask_from = now + ASK_AGAIN_S
             if now >= self._warn_from:

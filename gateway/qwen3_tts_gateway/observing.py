@@ -41,6 +41,9 @@ DURATION = Histogram(
     ["route"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 660),
 )
+LIMITS_STORE_FAILURES = Counter(
+    "qwen3_tts_gateway_limits_store_failures", "Times that LIMITS_STORE failed, so that nobody was limited"
+)
 SENT = Counter("qwen3_tts_gateway_sent_bytes", "Bytes of answers' bodies", ["route"])
 
 GONE = 499

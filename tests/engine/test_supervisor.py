@@ -43,6 +43,10 @@ def test_a_model_whose_process_is_gone_has_died() -> None:
     assert looks(watch, Signs(num_missing=1), 9) == [Look.WELL, Reason.DIED]
 
 
+def test_a_model_whose_process_may_be_gone_is_not_asked() -> None:
+    assert looks(Watch(), Signs(num_missing=1, slots=16), 9) == [Look.WELL, Reason.DIED]
+
+
 def test_one_look_at_a_model_that_is_being_loaded_says_nothing() -> None:
     watch = Watch()
     for now in range(10):

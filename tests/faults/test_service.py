@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import resource
+import time
 
 import httpx
 import psutil
@@ -14,9 +15,18 @@ import pytest
 
 from calling import through_triton
 from metrics_page import MetricsWatch, metrics_text, read_metrics
-from outages import GRANDPA, RESTING, SLOTS, SPEAKING, Service
+from outages import (
+    GRANDPA,
+    RESTING,
+    SLOTS,
+    SPEAKING,
+    STRAIGHT_AT_TRITON,
+    THROUGH_THE_GATEWAY,
+    WORDS,
+    Service,
+)
 from queries import asked, every_query
-from qwen3_tts_client import EngineFailed
+from qwen3_tts_client import EngineFailed, SpeechClient, SpeechError
 from qwen3_tts_engine.supervisor import MANY_FAILURES, Triton
 from real_server import wait_until
 
@@ -37,10 +47,22 @@ def test_a_model_process_that_is_killed_while_it_speaks_to_nobody_costs_the_othe
     server, stub = service.footprint.group, service.stub(RESTING)
     with service.under_load(WAIT_S, BACK_S) as callers:
         stub.kill()
+        wait_until(lambda: not service.is_ready(RESTING), "it is taken away")
         wait_until(service.speaks_as_grandpa, "its model speaks again", timeout_s=BACK_S)
     assert callers.errors() == []
     assert service.footprint.group == server
     assert read_metrics(service.system.config, RESTING)[SLOTS] == 16
+
+
+def test_a_lone_caller_who_asked_a_dead_process_hears_of_it(service: Service) -> None:
+    """No gauge tells of them, and Triton would let them wait for ever."""
+    service.stub(RESTING).kill()
+    with SpeechClient(service.grpc_address, timeout_s=10 * WAIT_S) as tts:
+        asked_s = time.monotonic()
+        with pytest.raises(SpeechError):
+            tts.synthesize(WORDS, voice="grandpa")
+        assert time.monotonic() - asked_s < WAIT_S
+    wait_until(service.speaks_as_grandpa, "its model speaks again", timeout_s=BACK_S)
 
 
 @pytest.mark.slow
@@ -83,8 +105,10 @@ def test_a_tritonserver_that_is_stopped(service: Service) -> None:
 
 
 def test_a_gateway_that_is_killed(service: Service) -> None:
-    with service.under_load(WAIT_S, BACK_S):
+    with service.under_load(WAIT_S, BACK_S) as callers:
         service.system.child("qwen3_tts_gateway").kill()
+    assert callers.errors_of(*STRAIGHT_AT_TRITON) == []
+    assert callers.errors_of(*THROUGH_THE_GATEWAY)
 
 
 def test_a_model_that_is_loaded_anew_lets_those_it_speaks_to_hear_all(service: Service) -> None:

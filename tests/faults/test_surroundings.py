@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
-from calling import Callers, calling, through_gateway
+from callers import assert_same_audio, client_of
+from calling import Callers, calling, through_gateway, through_triton
 from gateway_server import GatewayProcess
 from network import network_to
+from outages import GRANDPA, MODELS, SPOKEN, WORDS
+from qwen3_tts_client import EngineFailed
 from qwen3_tts_engine.launcher import Server, free_ports
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms
-from real_server import wait_until
-from redis_server import running_redis
+from real_server import ROOT, clean_server, on_free_ports, wait_until
+from redis_server import kill_redis, running_redis
 
 pytestmark = pytest.mark.triton
 
 WAIT_S = 20
 BACK_S = 120
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")  # Redis keeps what it has confirmed
 CHUNK_TIMEOUT_S = "3"  # longest wait for Triton's next chunk
 
 
@@ -76,16 +81,52 @@ def test_limits_whose_redis_is_killed_hold_nobody_up_and_hold_again_once_it_is_b
     server: Server, tmp_path: Path
 ) -> None:
     [port] = free_ports(1)
-    limits = {"LIMITS_STORE": f"redis://127.0.0.1:{port}/0", "MAX_STREAMS": "8"}
+    limits = {"LIMITS_STORE": f"redis://127.0.0.1:{port}/0", "MAX_STREAMS": "4"}
     with gateway_at(tmp_path, server.grpc_port, **limits) as gateway:
-        with running_redis(tmp_path, port), under_load(gateway) as callers:
-            pass
-        with under_load(gateway) as callers:  # Redis is gone
+        one_too_many = [through_gateway(gateway.url)] * 5
+        with running_redis(tmp_path, port) as url, under_load(gateway) as callers:
+            kill_redis(url)
+        assert callers.errors() == []
+        with calling(*one_too_many) as callers:
             pass
         assert callers.errors() == []
-        with running_redis(tmp_path, port), under_load(gateway) as callers:
-            pass
-        assert callers.errors() == []
+        with running_redis(tmp_path, port), under_load(gateway), calling(*one_too_many[3:]) as callers:
+            wait_until(callers.errors, "limits hold again")
+        assert all(error.startswith("429") for error in callers.errors()), callers.errors()
+
+
+def test_saved_voices_whose_redis_is_killed_are_there_again_with_it(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    [port] = free_ports(1)
+    models = tmp_path / "models"
+    for model in MODELS:
+        shutil.copytree(ROOT / "model_repository" / model, models / model)
+    environment = {
+        "QWEN_TTS_CUSTOM_VOICE_MODEL": str(tiny_checkpoints / "custom_voice"),
+        "QWEN_TTS_BASE_MODEL": str(tiny_checkpoints / "base"),
+        "VOICE_STORE": f"redis://127.0.0.1:{port}/0",
+    }
+    launch = on_free_ports(environment, model_repository=models, log_path=tmp_path / "tritonserver.log")
+    with ExitStack() as stack:
+        stack.enter_context(running_redis(tmp_path, port, *DURABLE))
+        server = stack.enter_context(clean_server(launch))
+        tts = stack.enter_context(client_of(server))
+        tts.voices.save("grandpa", GRANDPA)
+        as_grandpa = tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples
+        callers = stack.enter_context(calling(*[through_triton(server.grpc_port)] * 2))
+        kill_redis(environment["VOICE_STORE"])
+        for ask in (
+            lambda: tts.voices.save("grandma", GRANDPA),
+            lambda: tts.synthesize(WORDS, voice="grandpa"),
+        ):
+            with pytest.raises(EngineFailed, match="voice store"):
+                ask()
+        with running_redis(tmp_path, port, *DURABLE):
+            assert [voice.name for voice in tts.voices.list()] == ["grandpa"]
+            assert_same_audio(tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples, as_grandpa)
+            tts.voices.save("grandma", GRANDPA)
+    assert callers.errors() == []
 
 
 def test_a_key_that_is_rotated_breaks_off_nobody_who_is_spoken_to(server: Server, tmp_path: Path) -> None:
