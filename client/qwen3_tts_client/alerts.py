@@ -50,6 +50,11 @@ def _nobody_serves(watch: Watch) -> dict[str, float]:
     return {"": 0.0 if watch.answers else 1.0}
 
 
+def _no_gateway(watch: Watch) -> dict[str, float]:
+    """One that answers. That none does cannot be told from none being meant to be there."""
+    return dict.fromkeys(watch.now("qwen3_tts_gateway_requests_in_flight"), 0.0)
+
+
 def _held_without_a_frame(watch: Watch) -> dict[str, float]:
     held = watch.now("qwen3_tts_active_slots", "model", "instance")
     frames = watch.growth("qwen3_tts_frames_total", "model", "instance")
@@ -82,7 +87,11 @@ def _underruns(watch: Watch) -> dict[str, float]:
 def _repairs(watch: Watch) -> dict[str, float]:
     """Since the supervisor began: an hour is too long to watch."""
     none_yet = watch.now("qwen3_tts_repairs_under_way")
-    return watch.now("qwen3_tts_repairs_total", "what", "reason") or dict.fromkeys(none_yet, 0.0)
+    return watch.now("qwen3_tts_repairs_total", "what", "instance") or dict.fromkeys(none_yet, 0.0)
+
+
+def _limits_store_failures(watch: Watch) -> dict[str, float]:
+    return watch.growth("qwen3_tts_gateway_limits_store_failures_total", "instance")
 
 
 def _slots_taken(watch: Watch) -> dict[str, float]:
@@ -112,6 +121,18 @@ _ALERTS = (
         measured=_nobody_serves,
         limit=0,
         reading="Tritons that were asked and do not answer: {value:g}",
+    ),
+    Alert(
+        "NoGateway",
+        meaning="Prometheus reaches no gateway.",
+        remedy=(
+            "Do callers get answers? Then it is Prometheus, as with `NobodyServes`. If not: what do the "
+            "gateways' logs end with? A key file or a setting that cannot be read ends a start with a line "
+            "that names it. Those at Triton's own ports hear nothing of it."
+        ),
+        measured=_no_gateway,
+        limit=0,
+        reading="a gateway answers",
     ),
     Alert(
         "NoAudio",
@@ -178,12 +199,12 @@ _ALERTS = (
     Alert(
         "Repairs",
         meaning=(
-            "Something was brought back more than twice within the hour. It mends itself, and something "
-            "breaks it again."
+            "Something of one instance was brought back more than twice within the hour. It mends itself, "
+            "and something breaks it again."
         ),
         remedy=(
-            "The supervisor's lines in the log say when and why: `died` (`dmesg` for the kernel's "
-            "out-of-memory killer), `silent` and `stuck` (the device), `failing` (the model's log)."
+            "The supervisor's lines in the instance's log say when and why: `died` (`dmesg` for the "
+            "kernel's out-of-memory killer), `silent` and `stuck` (the device), `failing` (the model's log)."
         ),
         measured=_repairs,
         limit=2,
@@ -202,6 +223,19 @@ _ALERTS = (
         measured=_status("503"),
         limit=0.02,
         reading="{value:.1%} of the gateway's answers",
+    ),
+    Alert(
+        "NobodyIsLimited",
+        meaning="A gateway's `LIMITS_STORE` fails, and as long as it does nobody is limited there.",
+        remedy=(
+            "The gateway's log says how it fails. Is Redis there, does a network policy let the gateway in, "
+            "is the password of both the same, has it memory left (`maxmemory`)? Callers notice nothing, "
+            "and limits hold again within seconds once Redis answers; if somebody floods the server "
+            "meanwhile, revoke the key."
+        ),
+        measured=_limits_store_failures,
+        limit=0,
+        reading="the limits' store failed {value:g} times for {who}",
     ),
     Alert(
         "SlotsFull",

@@ -135,7 +135,7 @@ def test_an_alert_that_looks_like_firing_is_a_failure_with_what_it_means_and_wha
         "A model has no free slot, and newcomers wait.\n"
         "        to fix: Has the autoscaler reached its most"
     ) in out
-    assert "quiet: NobodyServes, NoAudio; nothing to tell by: Failures, " in out
+    assert "quiet: NobodyServes, NoAudio; nothing to tell by: NoGateway, Failures, " in out
     assert "(nobody did what it counts; --watch looks for longer)" in out
 
 
