@@ -3,7 +3,8 @@
     make overload
     python perf/overload.py --multiples 1 2 10 --rounds 5
 
-perf/README.md tells how it measures; the report goes to perf/results/.
+perf/README.md tells how it measures; the report goes to perf/results/. It ends with status 1 when a promise
+was not kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import math
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -364,20 +366,27 @@ def main() -> None:
     with serving(MODELS, checkpoints, log="overload.log") as server, gateway_of(server) as gateway:
         rounds = asyncio.run(play(server, gateway, options))
         provenance = Provenance.of(meter)  # while the server still runs: its time is not the others'
-    write_up(rounds, options, provenance).publish(options.results)
+    pressures = pressures_of(rounds, options.multiples)
+    write_up(rounds, pressures, options, provenance).publish(options.results)
+    if not all(promises(pressures).values()):
+        sys.exit(1)
 
 
 # --- the report -------------------------------------------------------------------------------------------
 
 
-def write_up(rounds: Sequence[Round], options: argparse.Namespace, provenance: Provenance) -> Report:
+def pressures_of(rounds: Sequence[Round], multiples: Sequence[float]) -> list[Pressure]:
+    bests = [max(one.capacity.goodput, one.rushes[multiples[0]].goodput) for one in rounds]
+    return [Pressure.of(multiple, [one.rushes[multiple] for one in rounds], bests) for multiple in multiples]
+
+
+def write_up(
+    rounds: Sequence[Round],
+    pressures: Sequence[Pressure],
+    options: argparse.Namespace,
+    provenance: Provenance,
+) -> Report:
     capacity = Spread.of(one.capacity.goodput for one in rounds)
-    first = options.multiples[0]
-    bests = [max(one.capacity.goodput, one.rushes[first].goodput) for one in rounds]
-    pressures = [
-        Pressure.of(multiple, [one.rushes[multiple] for one in rounds], bests)
-        for multiple in options.multiples
-    ]
     return Report(
         title="More callers than there is capacity for",
         name=f"{device_kind()}-overload-{options.shape}",
@@ -447,13 +456,13 @@ def cores_row(pressure: Pressure) -> tuple[object, ...]:
     return f"{pressure.multiple:g}", *(f"{cores:.2f}" for cores in pressure.cores.values())
 
 
-def judgement(pressures: Sequence[Pressure]) -> list[str]:
-    """What was promised of the highest multiple, held against the first."""
+def promises(pressures: Sequence[Pressure]) -> dict[str, bool]:
+    """What was promised of the highest multiple, held against the first, and whether it was kept."""
     base, peak = pressures[0], pressures[-1]
     best = f"capacity, or of that at {base.multiple:g} × where it is more"
     late_ms, p99_ms = 1000 * peak.late_p99_s, 1000 * peak.rejection_p99_s
     goodput = f"goodput at {peak.multiple:g} × is {peak.share.median:.0%} of {best}"
-    promises = {
+    return {
         f"{goodput}, at least {MIN_GOODPUT:.0%}": peak.share.median >= MIN_GOODPUT,
         f"p99 of a rejection is {p99_ms:.0f} ms, below {1000 * MAX_REJECTION_S:.0f} ms": (
             peak.rejection_p99_s < MAX_REJECTION_S
@@ -467,7 +476,11 @@ def judgement(pressures: Sequence[Pressure]) -> list[str]:
             peak.late_p99_s <= MAX_LATENESS_S
         ),
     }
-    return ["\n".join(f"* {'Kept' if kept else '**Not kept**'}: {told}." for told, kept in promises.items())]
+
+
+def judgement(pressures: Sequence[Pressure]) -> list[str]:
+    kept = promises(pressures).items()
+    return ["\n".join(f"* {'Kept' if is_kept else '**Not kept**'}: {told}." for told, is_kept in kept)]
 
 
 def parse_options() -> argparse.Namespace:
@@ -478,7 +491,7 @@ def parse_options() -> argparse.Namespace:
         "--shape", choices=SHAPES, default="small", help="of the models (default: %(default)s)"
     )
     parser.add_argument("--multiples", nargs="+", type=float, default=[1.0, 2.0, 10.0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration-s", type=float, default=30.0, help="of each (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=63, help="of each utterance (default: %(default)s)")
     add_results_option(parser)

@@ -53,7 +53,9 @@ TEXTS = (
     "One, two, three, and here we go again: nobody is surprised.",
 )
 FRAME_SAMPLES, SAMPLE_RATE = 1920, 24_000
-LONGEST = 16  # frames: short utterances are many, and joins and endings are where things go wrong
+SLOTS = 16  # of each model that speaks
+MIN_FULL = 0.9  # of the looks at which there were callers for every slot of a model
+LONGEST = 32  # frames: short utterances are many, and joins and endings are where things go wrong
 
 # What a caller does next, and how often.
 SPEAK, LEAVE, NONSENSE = "spoken to the end", "left early", "refused"
@@ -65,6 +67,9 @@ BAD_OPTIONS: tuple[dict[str, Any], ...] = (
     {"top_p": 2.0},
     {"repetition_penalty": 0.0},
 )
+
+# Spoken to, waiting in the model, waiting in Triton.
+GAUGES = ("qwen3_tts_active_slots", "qwen3_tts_waiting_requests", "nv_inference_pending_request_count")
 
 WARM_UP_SHARE = 0.2  # of the time: allocators and caches find their size
 WARM_UP_S = 10.0  # before the first look: everybody has connected, every thread is there
@@ -86,11 +91,11 @@ three chunks, {nonsense} % are requests that must be refused. What is heard must
 as when it was spoken alone, each sample the same (through the gateway, the same in 16 bits);
 what is left early, the beginning of that; and the client refuses chunks that are missing, come twice or out
 of order. Every {look_s:g} s the memory of every process is read; a slope (Theil and Sen's, after the first
-{warm_up:.0%} of the time) that amounts to over {max_mib:g} MiB is a leak. Descriptors, threads and shared-
-memory regions are counted before and after, while nobody speaks; over {more} descriptors or threads more are
+{warm_up:.0%} of the time) that amounts to over {max_mib:g} MiB is a leak. Descriptors, threads and regions of
+shared memory are counted before and after, while nobody speaks; over {more} descriptors or threads more are
 a leak, and so is one region. Silence is how long a listener who plays what has come would wait for chunks;
 for each second of audio it must not be more in the last third of the run than in the first by over a quarter
-and {silence_ms:g} ms.
+and {silence_ms:g} ms. At {full:.0%} of the looks each model must have callers for all its slots.
 """
 
 
@@ -482,12 +487,33 @@ def silence_by_third(
 
 
 @dataclass(frozen=True)
+class Filling:
+    """How full a model was.
+
+    Args:
+        share_full: of the looks at which as many callers as it has slots were spoken to or waited for a slot.
+        active_slots: those spoken to, on average.
+    """
+
+    share_full: float
+    active_slots: float
+
+    @classmethod
+    def of(cls, looks: Sequence[tuple[float, float]]) -> Filling:
+        """Looks are pairs of callers spoken to and callers who wait."""
+        return cls(
+            statistics.mean(active + waiting >= SLOTS for active, waiting in looks),
+            statistics.mean(active for active, _ in looks),
+        )
+
+
+@dataclass(frozen=True)
 class Soak:
     """What came of it.
 
     Args:
         silence: seconds for each second of audio, by thirds of the time.
-        active_slots: on average, by model.
+        filling: how full each model was.
     """
 
     minutes: float
@@ -495,10 +521,13 @@ class Soak:
     growth: Sequence[Growth]
     more_regions: int
     silence: Sequence[float]
-    active_slots: Mapping[str, float]
+    filling: Mapping[str, Filling]
 
     def complaints(self) -> Iterator[str]:
         yield from self.ledger.complaints
+        for model, filling in self.filling.items():
+            if filling.share_full < MIN_FULL:
+                yield f"{model} had callers for all its slots at only {filling.share_full:.0%} of the looks"
         for growth in self.growth:
             yield from growth.complaints()
         if self.more_regions > 0:
@@ -522,8 +551,8 @@ def soak(
     ledger = Ledger()
     address = f"127.0.0.1:{server.grpc_port}"
     watch = Watch(processes_of(server, gateway_pid), look_every_s)
-    slots: dict[str, list[float]] = {model: [] for model in TALKERS}
-    count = partial(count_slots, server, slots, ledger, look_every_s)
+    callers_seen: dict[str, list[tuple[float, float]]] = {model: [] for model in TALKERS}
+    count = partial(count_callers, server, callers_seen, ledger, look_every_s)
     with crowd(address, gateway_url, ledger, callers=callers, gateway_callers=gateway_callers) as everybody:
         call_together(everybody, min(WARM_UP_S, seconds / 4))
         before, regions_before = at_rest(server, watch)
@@ -537,7 +566,7 @@ def soak(
         [Growth.of(name, looks, before[name], after[name]) for name, looks in watch.looks.items()],
         regions_after - regions_before,
         silence_by_third(ledger.silence, began_s, ended_s),
-        {model: statistics.mean(counts) for model, counts in slots.items() if counts},
+        {model: Filling.of(looks) for model, looks in callers_seen.items() if looks},
     )
 
 
@@ -556,17 +585,18 @@ def at_rest(server: Server, watch: Watch) -> tuple[dict[str, Look], int]:
     return watch.look(), len(server.shared_memory_regions())
 
 
-def count_slots(
+def count_callers(
     server: Server,
-    slots: Mapping[str, list[float]],
+    seen: Mapping[str, list[tuple[float, float]]],
     ledger: Ledger,
     every_s: float,
     is_over: threading.Event,
 ) -> None:
     try:
         while not is_over.wait(every_s) and server.process.poll() is None:
-            for model in slots:
-                slots[model].append(counted(server, "qwen3_tts_active_slots", model))
+            for model, looks in seen.items():
+                active, *waiting = (counted(server, gauge, model) for gauge in GAUGES)
+                looks.append((active, sum(waiting)))
     except OSError as error:
         ledger.complain(f"the metrics page does not come: {error}")
         is_over.set()
@@ -598,7 +628,9 @@ def main() -> None:
 def write_up(found: Soak, options: argparse.Namespace, provenance: Provenance) -> Report:
     ledger = found.ledger
     kinds = sorted({kind for kind, _ in ledger.done})
-    slots = ", ".join(f"{model} {mean:.1f}" for model, mean in found.active_slots.items())
+    filling = "; ".join(
+        f"{model} {one.share_full:.0%} and {one.active_slots:.1f}" for model, one in found.filling.items()
+    )
     silence = ", ".join(f"{third:.3f}" for third in found.silence)
     return Report(
         title=f"A soak of {found.minutes:.0f} minutes",
@@ -615,6 +647,7 @@ def write_up(found: Soak, options: argparse.Namespace, provenance: Provenance) -
             max_mib=MAX_RISE_BYTES / 2**20,
             more=MAX_MORE,
             silence_ms=1000 * SILENCE_NOISE,
+            full=MIN_FULL,
         ),
         sections=[
             verdict(found),
@@ -624,7 +657,7 @@ def write_up(found: Soak, options: argparse.Namespace, provenance: Provenance) -
                 map(growth_row, found.growth),
             ),
             f"Shared-memory regions more than before: {found.more_regions}."
-            f" Slots in use, on average: {slots}."
+            f" Looks that found callers for all {SLOTS} slots of a model, and slots in use: {filling}."
             f" Silence for each second of audio, by thirds of the time: {silence} s.",
         ],
         figures={
@@ -635,7 +668,7 @@ def write_up(found: Soak, options: argparse.Namespace, provenance: Provenance) -
             "done": {f"{kind}: {deed}": count for (kind, deed), count in sorted(ledger.done.items())},
             "growth": [asdict(growth) for growth in found.growth],
             "more_regions": found.more_regions,
-            "active_slots": dict(found.active_slots),
+            "filling": {model: asdict(one) for model, one in found.filling.items()},
             "silence_per_audio_s_by_third": list(found.silence),
         },
         provenance=provenance,
@@ -651,7 +684,7 @@ def verdict(found: Soak) -> str:
     complaints = [f"* {complaint}" for complaint in found.complaints()]
     if not complaints:
         return f"{told} Nothing was wrong."
-    return "\n".join([f"{told} **{ledger.num_complaints} did not, and this was found:**\n", *complaints])
+    return "\n".join([f"{told} {ledger.num_complaints} did not. **This was found:**\n", *complaints])
 
 
 def growth_row(growth: Growth) -> tuple[object, ...]:
@@ -671,7 +704,7 @@ def parse_options() -> argparse.Namespace:
         description="Hold every sample of many callers against what it should be.",
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="default: %(default)s")
-    parser.add_argument("--callers", type=int, default=18, help="of each model that speaks")
+    parser.add_argument("--callers", type=int, default=48, help="of each model that speaks")
     parser.add_argument("--gateway-callers", type=int, default=4)
     add_results_option(parser)
     return parser.parse_args()

@@ -20,6 +20,7 @@ from overload import Callers, Pressure
 from soak import (
     NONSENSE,
     SPEAK,
+    Filling,
     Growth,
     Ledger,
     Look,
@@ -128,7 +129,8 @@ def test_what_is_wrong_with_a_stream_fails_the_soak(way, complaint):
 def soak_of(**found) -> Soak:
     """One where nothing is wrong but what is given."""
     well = {"ledger": Ledger(), "growth": [NOTHING_GREW], "more_regions": 0, "silence": [0.1, 0.1, 0.1]}
-    return Soak(minutes=1.0, active_slots={}, **{**well, **found})
+    well["filling"] = {"qwen3_tts_base": Filling.of([(16, 3), (14, 2)])}
+    return Soak(minutes=1.0, **{**well, **found})
 
 
 def looks(grown_bytes: int, descriptors: int = 50) -> list[Look]:
@@ -148,6 +150,7 @@ def test_memory_that_rises_fails_the_soak_and_noise_does_not():
 @pytest.mark.parametrize(
     ("found", "complaint"),
     [
+        ({"filling": {"qwen3_tts_base": Filling.of([(16, 3), (9, 2)])}}, "slots at only 50% of the looks"),
         ({"more_regions": 1}, "1 shared-memory regions more"),
         (
             {"silence": [0.1, 0.12, 0.2]},
