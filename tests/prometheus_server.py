@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,14 @@ class Curve:
     value: float
 
 
+@dataclass(frozen=True)
+class History:
+    """One series of an answer, over time: pairs of a moment in seconds and a value."""
+
+    labels: Mapping[str, str]
+    points: Sequence[tuple[float, float]]
+
+
 class Prometheus:
     """What Grafana asks, too."""
 
@@ -53,6 +61,14 @@ class Prometheus:
         answer = self._get("query", query=query)
         assert answer["resultType"] == "vector", query
         return [Curve(it["metric"], float(it["value"][1])) for it in answer["result"]]
+
+    def ask_since(self, moment_s: float, query: str) -> list[History]:
+        """The answers to a query, second by second, until now."""
+        answer = self._get("query_range", query=query, start=str(moment_s), end=str(time.time()), step="1")
+        return [
+            History(it["metric"], [(at_s, float(value)) for at_s, value in it["values"]])
+            for it in answer["result"]
+        ]
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """The alerts that it watches for, by name."""

@@ -2,8 +2,10 @@
 
 import math
 import re
+import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from playwright.sync_api import Locator, sync_playwright
 
 from callers import ENDLESS, RESTLESS, client_of
+from dashboard_page import page_of as dashboard_page
 from fakes.triton_server import RefusalError, says, triton
 from gateway_server import GatewayServer, running_gateway, settings
 from metrics_page import metrics_at_rest
-from prometheus_server import Curve, Prometheus, running_prometheus
+from prometheus_server import Curve, History, Prometheus, running_prometheus
 from queries import ALERTS, DASHBOARD, PANELS, every_query
 from qwen3_tts_client.alerts import ALERTS as EXPLAINED
 from qwen3_tts_client.metrics import Watch, Watcher
@@ -47,11 +51,19 @@ class Live:
 
     prometheus: Prometheus
     watch: Watch
+    began_s: float
 
     def ask(self, query: str) -> list[Curve]:
         """As Grafana does, with all models chosen."""
-        query = query.replace("$model", MODEL["allValue"]).replace("$__rate_interval", RATE_INTERVAL)
-        return self.prometheus.ask(query)
+        return self.prometheus.ask(filled_in(query))
+
+    def history(self, query: str) -> list[History]:
+        """The same from the beginning on."""
+        return self.prometheus.ask_since(self.began_s, filled_in(query))
+
+
+def filled_in(query: str) -> str:
+    return query.replace("$model", MODEL["allValue"]).replace("$__rate_interval", RATE_INTERVAL)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,7 @@ def live(
         page_of(repairs, "127.0.0.1", supervisor_port),
         running_prometheus(tmp_path_factory.mktemp("prometheus"), targets) as prometheus,
     ):
+        began_s = time.time()
         watcher = Watcher([f"http://{target}/metrics" for target in targets.values()], seconds=0)
         for _ in range(2):  # a counter that is born with its first event has not grown yet
             repair(repairs)
@@ -76,7 +89,7 @@ def live(
             fail()
             metrics_at_rest(server)
             prometheus.wait_for_scrapes(2)
-        yield Live(prometheus, watcher.look(answers=True))
+        yield Live(prometheus, watcher.look(answers=True), began_s)
 
 
 def repair(repairs: Repairs) -> None:
@@ -153,7 +166,7 @@ def drawn(live: Live, panel: dict[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-def legend(form: str, curve: Curve) -> str:
+def legend(form: str, curve: Curve | History) -> str:
     return re.sub(r"{{(\w+)}}", lambda label: curve.labels[label[1]], form)
 
 
@@ -175,6 +188,42 @@ def test_a_panels_unit_is_that_of_its_figures(live: Live, panel: dict[str, Any])
     most = 1.0 if defaults["unit"] == "percentunit" else math.inf
     figures = [figure for _, figure in drawn(live, panel) if not math.isnan(figure)]
     assert all(defaults["min"] <= figure <= most and figure < math.inf for figure in figures)
+
+
+def test_a_browser_shows_a_curve_in_every_panel(live: Live) -> None:
+    def curves_of(panel: Mapping[str, Any]) -> list[tuple[str, History]]:
+        return [
+            (legend(target["legendFormat"], history), history)
+            for target in panel["targets"]
+            for history in live.history(target["expr"])
+        ]
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "there is no browser on this machine; on Debian: apt-get install chromium"
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser,
+    ):
+        page = browser.new_page(viewport={"width": 1600, "height": 2600})
+        page.set_content(dashboard_page(DASHBOARD["panels"], curves_of))
+        for panel in PANELS:
+            shown = page.get_by_role("figure", name=panel["title"], exact=True)
+            if any(needs_a_gpu(target["expr"]) for target in panel["targets"]):
+                assert "No data" in shown.inner_text()
+            else:
+                assert has_a_curve(shown), panel["title"]
+
+
+def has_a_curve(figure: Locator) -> bool:
+    """A line of some length, and every line within its frame."""
+    lengths = figure.locator("path").evaluate_all("paths => paths.map((path) => path.getTotalLength())")
+    frame = figure.locator("svg").bounding_box()
+    assert frame
+    for line in filter(None, (path.bounding_box() for path in figure.locator("path[d^=M]").all())):
+        for edge, size in (("x", "width"), ("y", "height")):
+            outside = max(frame[edge] - line[edge], line[edge] + line[size] - frame[edge] - frame[size])
+            assert outside < 4, "more than the pen is wide"
+    return max(lengths) > 1
 
 
 def test_the_doctor_has_figures_for_every_alert_on_the_same_pages(live: Live) -> None:
