@@ -36,6 +36,7 @@ SOON = "OTEL_BSP_SCHEDULE_DELAY", "100"  # ms; spans wait 5 s for others otherwi
 TRIES, COMES_WITHIN_S = 5, 10.0
 WORDS = "The password is swordfish."
 REQUEST, UTTERANCE = (TRITON, "InferRequest"), (ENGINE, "speak")
+STAGES = [(ENGINE, stage) for stage in ("wait", "prefill", "decode")]
 ASKED = (GATEWAY, "POST /v1/audio/speech")
 
 
@@ -208,9 +209,10 @@ def ask_gateway(url: str, headers: dict[str, str]) -> None:
 
 
 def test_a_callers_trace_goes_through_triton_to_the_engine(traced: Server, collector: Collector) -> None:
-    request, model, utterance = collector.follow(
-        lambda trace: ask_triton(traced, traceparent(trace)), REQUEST, (TRITON, MODEL), UTTERANCE
+    request, model, utterance, *stages = collector.follow(
+        lambda trace: ask_triton(traced, traceparent(trace)), REQUEST, (TRITON, MODEL), UTTERANCE, *STAGES
     )
+    assert {stage.parent for stage in stages} == {utterance.id}
     assert [request.parent, model.parent, utterance.parent] == [CALLER, request.id, model.id]
     assert utterance.attributes["qwen3_tts.model"] == MODEL
     assert utterance.attributes["qwen3_tts.frames"] == 5

@@ -1,7 +1,8 @@
 """OpenTelemetry: a span for every utterance, beneath Triton's for the request that asked for it.
 
-A span is made when its utterance ends, of the times that were noted by then, so that frames cost nothing.
-A thread of the SDK's own sends them. They hold numbers and reasons, never what is said or by whose voice.
+Beneath it are one for its wait for a slot, one from there to its first audio, and one for the rest. They are
+made when the utterance ends, of the times that were noted by then, so that frames cost nothing, and a thread
+of the SDK's own sends them. They hold numbers and reasons, never what is said or by whose voice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from qwen3_tts_engine.errors import Cancelled, SpeechError
@@ -50,19 +51,18 @@ class UtteranceSpans:
         self._provider.shutdown()
 
     def _tell(self, sequence: Sequence, parent: Context, error: SpeechError | None) -> None:
-        wall_ns = _wall_clock()
+        ended_s, wall_ns = time.monotonic(), _wall_clock()
         span = self._tracer.start_span(
             "speak", parent, attributes=self._attributes(sequence), start_time=wall_ns(sequence.arrived_s)
         )
-        if sequence.seated_s is not None:
-            span.add_event("seated", timestamp=wall_ns(sequence.seated_s))
-        if sequence.playback.started_s is not None:
-            span.add_event("first audio", timestamp=wall_ns(sequence.playback.started_s))
+        for stage, (began_s, until_s) in _stages(sequence, ended_s).items():
+            within = set_span_in_context(span)
+            self._tracer.start_span(stage, within, start_time=wall_ns(began_s)).end(wall_ns(until_s))
         if error is not None:
             span.set_attribute("error.type", outcome(error))
         if error is not None and not isinstance(error, Cancelled):  # to leave is a caller's good right
             span.set_status(StatusCode.ERROR, str(error))
-        span.end()
+        span.end(wall_ns(ended_s))
 
     def _attributes(self, sequence: Sequence) -> dict[str, str | int | float]:
         known: dict[str, str | int | float | None] = {
@@ -96,6 +96,14 @@ class FollowedSink:
     def close(self, error: SpeechError | None = None) -> None:
         self._sink.close(error)
         self._tell(error)
+
+
+def _stages(sequence: Sequence, ended_s: float) -> dict[str, tuple[float, float]]:
+    """From when to when it was in each stage that it has come to."""
+    begun = {"wait": sequence.arrived_s, "prefill": sequence.seated_s, "decode": sequence.playback.started_s}
+    reached = [(stage, began_s) for stage, began_s in begun.items() if began_s is not None]
+    ends_s = [*(began_s for _, began_s in reached[1:]), ended_s]
+    return {stage: (began_s, until_s) for (stage, began_s), until_s in zip(reached, ends_s, strict=True)}
 
 
 def _wall_clock() -> Callable[[float], int]:
