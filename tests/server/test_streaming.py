@@ -1,6 +1,5 @@
 """Speech as it is made: chunk by chunk, row by row, the same for everyone who asks for the same."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -95,19 +94,10 @@ def test_samples_are_sound_within_full_scale(server: Server) -> None:
     assert 0 < np.abs(audio).max() <= 1
 
 
-def test_ten_seconds_begin_within_a_tenth_of_the_time_they_take(
-    tts: SpeechClient, ten_seconds_seed: int
-) -> None:
-    def begins_early() -> bool:
-        with tts.stream(HELLO, seed=ten_seconds_seed, **TEN_SECONDS) as speech:
-            began_s = time.perf_counter()
-            assert speech.read().duration_s == 10
-            total_s = time.perf_counter() - began_s
-        assert speech.time_to_first_audio_s is not None
-        return speech.time_to_first_audio_s < total_s / 10
-
-    # A busy machine may bring a chunk late, none brings it early.
-    assert any(begins_early() for _ in range(5))
+def test_sound_comes_while_the_rest_is_still_being_spoken(server: Server, tts: SpeechClient) -> None:
+    with tts.stream(HELLO, seed=1, **ENDLESS) as speech:
+        next(iter(speech))
+        assert read_metrics(server)[ACTIVE] == 1
 
 
 def test_without_streaming_the_same_audio_comes_in_one_response(server: Server) -> None:
