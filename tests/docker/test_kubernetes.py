@@ -18,6 +18,21 @@ NAME = "app.kubernetes.io/name"
 WORKLOADS = ("triton", "gateway", "redis", "prometheus")
 PORTS = {"triton": (8000, 8001, 8002, 8003), "gateway": (8080,), "redis": (6379,), "prometheus": (9090,)}
 CUSTOM = {"ScaledObject", "ServingRuntime", "InferenceService"}  # kinds that are KEDA's and KServe's
+# What KEDA 2.17 and KServe 0.16 know in the places that are their own; the rest is Kubernetes', handed on.
+SCALED_OBJECT = {
+    "scaleTargetRef",
+    "pollingInterval",
+    "minReplicaCount",
+    "maxReplicaCount",
+    "advanced",
+    "triggers",
+}
+SCALED_OBJECT |= {"cooldownPeriod", "initialCooldownPeriod", "idleReplicaCount", "fallback"}
+TRIGGER = {"type", "name", "metricType", "metadata", "authenticationRef", "useCachedMetrics"}
+PROMETHEUS_TRIGGER = {"serverAddress", "query", "threshold", "activationThreshold", "ignoreNullValues"}
+SERVING_RUNTIME = {"multiModel", "disabled", "protocolVersions", "supportedModelFormats"}
+PREDICTOR = {"model", "minReplicas", "maxReplicas", "labels", "annotations", "deploymentStrategy", "timeout"}
+MODEL = {"modelFormat", "protocolVersion", "runtime", "runtimeVersion", "storageUri", "storage", "resources"}
 
 Document = dict[str, Any]
 Render = Callable[[str], list[Document]]
@@ -276,6 +291,52 @@ def test_every_object_fits_its_schema(rendered: Render, overlay: str) -> None:
     for document in rendered(overlay):
         if document["kind"] not in CUSTOM:
             validate(document, OLDEST, strict=True)
+
+
+def test_the_autoscaler_is_written_as_keda_reads_it(rendered: Render) -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    spec = of_kind(rendered("overlays/gpu"), "ScaledObject")["triton"]["spec"]
+    assert {*spec} <= SCALED_OBJECT
+    for trigger in spec["triggers"]:
+        assert {*trigger} <= TRIGGER
+        assert {*trigger["metadata"]} <= PROMETHEUS_TRIGGER
+        assert {type(value) for value in trigger["metadata"].values()} == {str}
+        assert trigger["metricType"] in ("AverageValue", "Value")
+    behaviour = spec["advanced"].pop("horizontalPodAutoscalerConfig")
+    assert {*behaviour} == {"behavior"}
+    assert not spec["advanced"]
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", **spec["scaleTargetRef"]}
+    bounds = {"minReplicas": spec["minReplicaCount"], "maxReplicas": spec["maxReplicaCount"]}
+    scaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "triton"},
+    }
+    validate({**scaler, "spec": {"scaleTargetRef": target, **bounds, **behaviour}}, OLDEST, strict=True)
+
+
+def test_kserves_kinds_are_written_as_kserve_reads_them(rendered: Render) -> None:
+    """What is not its own is a Deployment's, and checked as one."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    objects = rendered("overlays/kserve")
+    runtime = of_kind(objects, "ServingRuntime")["qwen3-tts"]["spec"]
+    service = of_kind(objects, "InferenceService")["speech"]["spec"]
+    assert {*service} == {"predictor"}
+    predictor = service["predictor"]
+    assert {*predictor["model"]} <= MODEL
+    assert {*predictor["model"]["modelFormat"]} <= {"name", "version"}
+    for supported in runtime["supportedModelFormats"]:
+        assert {*supported} <= {"name", "version", "autoSelect", "priority"}
+    pod = {name: value for name, value in runtime.items() if name not in SERVING_RUNTIME}
+    pod |= {name: value for name, value in predictor.items() if name not in PREDICTOR}
+    spec = {
+        "replicas": predictor["minReplicas"],
+        "strategy": predictor["deploymentStrategy"],
+        "selector": {"matchLabels": predictor["labels"]},
+        "template": {"metadata": {"labels": predictor["labels"]}, "spec": pod},
+    }
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "speech"}, "spec": spec}
+    validate(deployment, OLDEST, strict=True)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
