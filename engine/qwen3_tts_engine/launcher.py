@@ -36,7 +36,7 @@ from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, SWITCHES
 from qwen3_tts_engine.repairs import Repairs, page_of
 from qwen3_tts_engine.supervisor import Supervisor
 from qwen3_tts_engine.tritonserver import Installation, LaunchError, find_tritonserver
-from qwen3_tts_engine.watching import STOP_SIGNALS, StopRequest, watch_until
+from qwen3_tts_engine.watching import STOP_SIGNALS, Pulse, StopRequest, watch_until
 
 LONGEST_UTTERANCE_S = 656  # 8191 frames of 80 ms, spoken no slower than real time
 KILL_MARGIN_S = 5
@@ -109,13 +109,15 @@ def reachable(host: str) -> str:
 def serve(config: LaunchConfig) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP, then drain; a second signal stops at once."""
     check_addresses(config.addresses | {"SUPERVISOR_PORT": (config.host, config.supervisor_port)})
-    with running_server(config) as server, showing_repairs(config) as repairs:
+    pulse = Pulse()
+    # The page comes first: a probe of `/live` must not end a start that takes its time.
+    with showing_repairs(config, pulse) as repairs, running_server(config) as server:
         stop = StopRequest()
         say(
             f"ready: http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port},"
             f" supervisor {config.supervisor_port}"
         )
-        watch_until(stop, server.supervisor(repairs))
+        watch_until(stop, pulse, server.supervisor(repairs))
         say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
         raise server.failure("the drain did not end well")
@@ -123,10 +125,10 @@ def serve(config: LaunchConfig) -> int:
 
 
 @contextmanager
-def showing_repairs(config: LaunchConfig) -> Iterator[Repairs]:
+def showing_repairs(config: LaunchConfig, pulse: Pulse) -> Iterator[Repairs]:
     """Counts what is repaired, with its page open."""
     repairs = Repairs()
-    with page_of(repairs, config.host, config.supervisor_port):
+    with page_of(repairs, config.host, config.supervisor_port, pulse):
         yield repairs
 
 

@@ -1,4 +1,4 @@
-"""What had to be repaired, counted, and a page of it: `/metrics` for Prometheus, `/health` for probes."""
+"""What had to be repaired, counted, and a page: `/metrics` for Prometheus, `/health` and `/live` for probes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from qwen3_tts_engine.watching import Pulse
 
 
 class Repairs:
@@ -54,13 +56,18 @@ class Repairs:
 
 
 @contextmanager
-def page_of(repairs: Repairs, host: str, port: int) -> Iterator[None]:
-    """Serve it inside the block."""
+def page_of(repairs: Repairs, host: str, port: int, pulse: Pulse | None = None) -> Iterator[None]:
+    """Serve it inside the block; `pulse` is that of whoever repairs."""
+    live = (pulse or Pulse()).is_live
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            pages = {"/metrics": (200, repairs.metrics()), "/health": repairs.health()}
-            status, text = pages.get(self.path, (404, "there is /metrics and /health\n"))
+            pages = {
+                "/metrics": (200, repairs.metrics()),
+                "/health": repairs.health(),
+                "/live": (200, "live\n") if live() else (503, "nobody looks any more\n"),
+            }
+            status, text = pages.get(self.path, (404, "there is /metrics, /health and /live\n"))
             body = text.encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

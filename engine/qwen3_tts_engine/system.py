@@ -27,7 +27,7 @@ from qwen3_tts_engine.launcher import (
 )
 from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_engine.supervisor import BackOff
-from qwen3_tts_engine.watching import StopRequest, watch_until
+from qwen3_tts_engine.watching import Pulse, StopRequest, watch_until
 
 GATEWAY = (sys.executable, "-m", "qwen3_tts_gateway.cli", "serve")
 READY_TIMEOUT_S = 60.0
@@ -40,14 +40,15 @@ def serve(config: LaunchConfig) -> int:
         config.addresses | {"PORT": address, "SUPERVISOR_PORT": (config.host, config.supervisor_port)}
     )
     _check_trust(config)
+    pulse = Pulse()
     with (
-        showing_repairs(config) as repairs,
+        showing_repairs(config, pulse) as repairs,
         running_server(config) as server,
         running_gateway(config, repairs) as gateway,
     ):
         stop = StopRequest()
         say(f"ready: http://{reachable(address[0])}:{address[1]}/docs, Triton's gRPC on {server.grpc_port}")
-        watch_until(stop, gateway, server.supervisor(repairs))
+        watch_until(stop, pulse, gateway, server.supervisor(repairs))
         say("draining: streams in flight are finished, new requests refused; a second signal stops at once")
     if not server.drained:
         raise server.failure("the drain did not end well")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONGEST_LOOK_S = 60.0
 
 
 class StopRequest:
@@ -30,8 +32,29 @@ class Watched(Protocol):
         """See that it is well, and do something where it is not; raises LaunchError when nothing helps."""
 
 
-def watch_until(stop: StopRequest, *watched: Watched) -> None:
+class Pulse:
+    """Of whoever looks after things. The start before and the drain after have time limits of their own."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_s: float | None = None
+
+    def beat(self) -> None:
+        self._last_s = self._clock()
+
+    def rest(self) -> None:
+        """Nothing is to be looked after any more."""
+        self._last_s = None
+
+    def is_live(self) -> bool:
+        last_s = self._last_s  # the looking thread may take it back
+        return last_s is None or self._clock() - last_s <= LONGEST_LOOK_S
+
+
+def watch_until(stop: StopRequest, pulse: Pulse, *watched: Watched) -> None:
     while not stop.made:
         for one in watched:
+            pulse.beat()
             one.look()
         time.sleep(0.1)
+    pulse.rest()

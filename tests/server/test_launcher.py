@@ -260,6 +260,7 @@ def test_a_signal_ends_a_server_that_is_being_started_again(
         kill_server(launcher)
         launcher.read_until("bringing tritonserver back")
         assert supervisor_page(launcher, "/health").status_code == 503
+        assert supervisor_page(launcher, "/live").status_code == 200
         launcher.process.terminate()
         assert launcher.process.wait(timeout=10) == 0
         launcher.footprint.assert_gone()
