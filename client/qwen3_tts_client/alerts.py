@@ -69,8 +69,11 @@ def _outcome(outcome: str) -> Measure:
 
 
 def _status(status: str) -> Measure:
-    answers = "qwen3_tts_gateway_requests_total"
-    return lambda watch: _share(watch.growth(answers, status=status), watch.growth(answers))
+    """Of those who ask for something else than how it is."""
+    answers, route = "qwen3_tts_gateway_requests_total", "(?!/health|/metrics).*"
+    return lambda watch: _share(
+        watch.growth(answers, status=status, route=route), watch.growth(answers, route=route)
+    )
 
 
 def _quantile(share: float, histogram: str) -> Measure:
