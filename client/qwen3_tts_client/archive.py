@@ -12,6 +12,7 @@ The manifest is written last: an archive without it was never finished.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -145,10 +146,8 @@ def reading_archive(path: Path) -> Iterator[ArchiveReader]:
         InvalidRequest: it is none, or has been changed since it was written.
         OSError: it cannot be read.
     """
-    try:
+    with _blaming(path, "its list of files"):
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, error) from None
     with archive:
         reader = ArchiveReader(path, archive)
         for _ in reader.voices():
@@ -162,7 +161,7 @@ class ArchiveReader:
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path = path
         self._archive = archive
-        with self._blaming(MANIFEST):
+        with _blaming(path, MANIFEST):
             manifest = json.loads(self._read(MANIFEST, MAX_MANIFEST_BYTES))
             if manifest["version"] != VERSION:
                 raise ValueError(f"its version is {manifest['version']!r}; this client reads {VERSION}")
@@ -172,7 +171,7 @@ class ArchiveReader:
 
     def voices(self) -> Iterator[ArchivedVoice]:
         for number, entry in enumerate(self._entries):
-            with self._blaming(f"voice {entry['name']!r}"):
+            with _blaming(self._path, f"voice {entry['name']!r}"):
                 voice = self._voice(number, entry)
             yield voice
 
@@ -208,12 +207,17 @@ class ArchiveReader:
             raise ValueError(f"{name} has more than {most_bytes} bytes")
         return content
 
-    @contextmanager
-    def _blaming(self, part: str) -> Iterator[None]:
-        try:
-            yield
-        except _UNREADABLE as error:
-            raise _damaged(self._path, f"{part}: {error}") from error
+
+@contextmanager
+def _blaming(path: Path, part: str) -> Iterator[None]:
+    """Raises InvalidRequest where what is read cannot have been written so."""
+    try:
+        yield
+    except (*_UNREADABLE, OSError) as error:
+        # A file that tells of a place before its own beginning is damaged as well.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise InvalidRequest(f"{path} is no archive of voices that can be read: {part}: {error}") from error
 
 
 def _write_tensors(prompt: VoicePrompt) -> bytes:
@@ -238,7 +242,3 @@ def _read_tensors(content: bytes, ref_text: str) -> VoicePrompt:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _damaged(path: Path, why: object) -> InvalidRequest:
-    return InvalidRequest(f"{path} is no archive of voices that can be read: {why}")

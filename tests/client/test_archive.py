@@ -178,6 +178,18 @@ def flip_a_byte(archive):
     archive.write_bytes(content)
 
 
+def written_in_the_future(archive):
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version of ZIP that it takes to read the first file
+    archive.write_bytes(content)
+
+
+def begun_before_itself(archive):
+    content = bytearray(archive.read_bytes())
+    content[-6] ^= 0x40  # where the list of files is
+    archive.write_bytes(content)
+
+
 def pickled(archive):
     buffer = io.BytesIO()
     np.save(buffer, np.array([object], dtype=object), allow_pickle=True)
@@ -188,6 +200,8 @@ DAMAGES = {
     "no zip": (lambda archive: archive.write_text("voices?"), "File is not a zip file"),
     "cut short": (cut_short, "File is not a zip file"),
     "a flipped bit": (flip_a_byte, "voice 'grandpa': "),
+    "a newer zip": (written_in_the_future, "its list of files: zip file version 9.9"),
+    "files before the first byte": (begun_before_itself, ""),
     "unfinished": (
         lambda a: rewritten(a, manifest_json=None),
         "manifest.json: .*no item named 'manifest.json'",

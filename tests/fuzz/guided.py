@@ -16,10 +16,13 @@ from pathlib import Path
 
 import atheris
 from httpx import InvalidURL
+from pydantic import ValidationError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["qwen3_tts_engine", "qwen3_tts_gateway"]):
+with atheris.instrument_imports(include=["qwen3_tts_engine", "qwen3_tts_client", "qwen3_tts_gateway"]):
+    from qwen3_tts_client import InvalidRequest as CallersFault
+    from qwen3_tts_client.archive import reading_archive
     from qwen3_tts_engine.errors import EngineFailed, InvalidRequest
     from qwen3_tts_engine.reference_audio.complete import is_complete
     from qwen3_tts_engine.reference_audio.kinds import Kind, unwrap
@@ -27,8 +30,13 @@ with atheris.instrument_imports(include=["qwen3_tts_engine", "qwen3_tts_gateway"
     from qwen3_tts_engine.voices.format import digest_of, read_entry, read_object
     from qwen3_tts_engine.voices.mixing import parse
     from qwen3_tts_engine.voices.names import check_name
+    from qwen3_tts_gateway.errors import GatewayError
     from qwen3_tts_gateway.fetching import _Unfetchable as Unfetchable
     from qwen3_tts_gateway.fetching import checked_target
+    from qwen3_tts_gateway.key_file import KeyFile, KeyFileError
+    from qwen3_tts_gateway.routes.conversation import Over
+    from qwen3_tts_gateway.routes.conversation import _command as read_command
+    from qwen3_tts_gateway.routes.openai import SpeechBody
     from qwen3_tts_gateway.splitting import Splitter
 
 from recordings import KINDS, recording
@@ -62,6 +70,17 @@ def read_voice(data: bytes) -> None:
 def read_recording(data: bytes) -> None:
     kind, file = unwrap(data, Limits().max_bytes)
     is_complete(kind, file)
+
+
+def read_archive(data: bytes) -> None:
+    FILE.write_bytes(data)
+    with reading_archive(FILE):
+        pass
+
+
+def read_keys(data: bytes) -> None:
+    FILE.write_bytes(data)
+    KeyFile(FILE).read()
 
 
 def read_url(data: bytes) -> None:
@@ -103,6 +122,30 @@ def voice_seeds() -> tuple[bytes, bytes]:
     return written, write_entry(voice, digest_of(written))
 
 
+def archive_seed() -> bytes:
+    import numpy as np
+
+    from qwen3_tts_client import VoicePrompt
+    from qwen3_tts_client.archive import ArchivedVoice, SavedVoice, writing_archive
+
+    prompt = VoicePrompt(np.ones(8, np.float32), np.ones((1, 16), np.int32), "Hello.")
+    with writing_archive(FILE) as archive:
+        archive.add(
+            ArchivedVoice(
+                SavedVoice("grandpa", "2026-01-02T03:04:05Z", "tiny", False, "Hello.", metadata={}), prompt
+            )
+        )
+    return FILE.read_bytes()
+
+
+FOLDER = tempfile.TemporaryDirectory()
+FILE = Path(FOLDER.name, "file")  # of what is read from one
+KEYS = (
+    b'{"keys": [{"name": "app", "scopes": ["synth"], "sha256": "%s", "created_at": "2026-01-02T03:04:05Z"}]}'
+    % (b"0" * 64)
+)
+CONFIG = b'{"type": "session.config", "voice": "ryan", "response_format": "pcm", "stream_audio": true}'
+BODY = b'{"input": "Hello.", "voice": {"id": "ryan"}, "response_format": "mp3", "speed": 1.5, "seed": 3}'
 SOUNDS = [recording(kind, 0.1) for kind in KINDS]
 OBJECT, ENTRY = voice_seeds()
 TARGETS = {
@@ -110,6 +153,14 @@ TARGETS = {
     "mixes": Target(lambda data: parse(text_of(data)), (InvalidRequest,), [b"a(2)+b(.5)+c"]),
     "entries": Target(lambda data: read_entry("grandpa", data), (EngineFailed,), [ENTRY]),
     "objects": Target(read_voice, (EngineFailed,), [OBJECT]),
+    "archives": Target(read_archive, (CallersFault,), [archive_seed()]),
+    "keys": Target(read_keys, (KeyFileError,), [KEYS]),
+    "bodies": Target(SpeechBody.model_validate_json, (ValidationError,), [BODY]),
+    "messages": Target(
+        lambda data: read_command({"type": "websocket.receive", "text": text_of(data)}),
+        (GatewayError, Over),
+        [CONFIG, b'{"type": "input.text", "text": "Hello."}', b'{"type": "input.done"}'],
+    ),
     "recordings": Target(read_recording, (InvalidRequest,), [*SOUNDS, base64.b64encode(SOUNDS[0])]),
     "ends": Target(lambda data: [is_complete(kind, data) for kind in Kind], (), SOUNDS),
     "urls": Target(
