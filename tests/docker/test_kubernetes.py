@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
-from qwen3_tts_engine.launcher import KILL_MARGIN_S, LaunchConfig
+from qwen3_tts_engine.launcher import KILL_MARGIN_S, LaunchConfig, free_ports
+from qwen3_tts_engine.repairs import Repairs, page_of
 from qwen3_tts_gateway.serving import DRAIN_S
 from real_server import ROOT
 
@@ -201,6 +203,11 @@ def test_liveness_asks_nothing_that_the_supervisor_mends(base: list[Document]) -
     """Were it to know of a model that is brought back, a slow load would end in a kill."""
     [triton] = pods(base)["triton"]["containers"]
     assert triton["livenessProbe"]["httpGet"] == {"path": "/live", "port": "supervisor"}
+    repairs, [port] = Repairs(), free_ports(1)
+    repairs.begin("qwen3_tts_base", "died")
+    with page_of(repairs, "127.0.0.1", port):
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503
+        assert httpx.get(f"http://127.0.0.1:{port}/live").status_code == 200
 
 
 def test_redis_keeps_every_voice(base: list[Document]) -> None:
