@@ -1,4 +1,4 @@
-"""What had to be repaired, counted, and a page: `/metrics` for Prometheus, `/health` and `/live` for probes."""
+"""What had to be repaired, counted, and a page of it: `/metrics` for Prometheus, the others for probes."""
 
 from __future__ import annotations
 

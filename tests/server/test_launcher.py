@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ Repository = Callable[..., Path]
 StartServer = Callable[..., Server]
 
 KEY = "key-of-the-test"
+WAIT_S = 20  # of a caller whose model's process died: docs/reliability.md
 
 
 def test_a_server_serves_inside_its_block_and_leaves_nothing_behind(toy_repository: Repository) -> None:
@@ -238,6 +240,21 @@ def test_a_server_that_dies_is_started_again_on_its_ports(toy_repository: Reposi
         assert launcher.process.wait() == 0
 
 
+def test_the_only_one_who_is_spoken_to_hears_of_a_process_that_died(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    with Launcher(toy_repository("counter"), tmp_path) as launcher:
+        with counting(launcher, tmp_path / "never") as responses:
+            assert next(responses) == 0
+            [stub] = launcher.footprint.stubs()
+            began_s = time.monotonic()
+            stub.kill()
+            with pytest.raises(triton.InferenceServerException):
+                next(responses)
+            assert time.monotonic() - began_s < WAIT_S
+        assert "counter: died" in launcher.read_until("tritonserver serves again")
+
+
 def test_a_server_that_cannot_start_again_is_given_up_with_the_end_of_its_log(
     toy_repository: Repository, tmp_path: Path
 ) -> None:
@@ -371,7 +388,11 @@ def counting(launcher: Launcher, gate: Path) -> Iterator[Iterator[int]]:
 
 
 def numbers(arrivals: "queue.Queue[Any]") -> Iterator[int]:
-    while (
-        not (result := arrivals.get(timeout=20)).get_response().parameters["triton_final_response"].bool_param
-    ):
+    while not (result := arrival(arrivals)).get_response().parameters["triton_final_response"].bool_param:
         yield int(result.as_numpy("number")[0])
+
+
+def arrival(arrivals: "queue.Queue[Any]") -> Any:
+    if isinstance(result := arrivals.get(timeout=20), Exception):
+        raise result
+    return result
