@@ -23,7 +23,7 @@ from qwen3_tts_engine.system import gateway_address, running_gateway
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "model_repository"
-OUT = ROOT / "out"
+OUT = Path("out")
 SEED = 8  # with which the tiny voices, too, speak for some seconds: a reference needs at least one
 TEXT = "Good morning. The first words are on their way while the last ones are still being made."
 
@@ -87,7 +87,7 @@ def speak(tts: SpeechClient, task: str) -> Spoken:
 def report(task: str, spoken: Spoken) -> None:
     path = spoken.audio.save(OUT / f"{task}.wav")
     print(
-        f"{task:13} {path.relative_to(ROOT)}: {spoken.audio.duration_s:.1f} s of speech,"
+        f"{task:13} {path}: {spoken.audio.duration_s:.1f} s of speech,"
         f" first audio after {1000 * spoken.time_to_first_audio_s:.0f} ms,"
         f" real-time factor {spoken.real_time_factor:.2f}"
     )
@@ -109,7 +109,7 @@ def report_gateway(config: LaunchConfig) -> None:
             first_byte_s = first_byte_s or time.perf_counter() - started_at
             file.write(piece)
     print(
-        f"{'gateway':13} {path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB of MP3,"
+        f"{'gateway':13} {path}: {path.stat().st_size / 1e3:.0f} kB of MP3,"
         f" first bytes after {1000 * (first_byte_s or 0):.0f} ms"
     )
 
