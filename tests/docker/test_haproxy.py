@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -79,6 +80,18 @@ def test_callers_speak_with_it_by_tls(proxy: Proxy) -> None:
         answer = caller.post(SPEECH, json=PCM)
     assert answer.status_code == 200
     assert answer.content == httpx.post(f"{proxy.http}{SPEECH}", json=PCM, timeout=60).content
+
+
+def test_callers_may_choose_http2_and_gateways_get_it(proxy: Proxy) -> None:
+    for address in (proxy.https.removeprefix("https://"), proxy.grpcs):
+        trusted = ssl.create_default_context(cafile=proxy.authority)
+        trusted.set_alpn_protocols(["h2"])
+        host, port = address.split(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            trusted.wrap_socket(plain, server_hostname=host) as encrypted,
+        ):
+            assert encrypted.selected_alpn_protocol() == "h2"
 
 
 def test_gateways_from_elsewhere_reach_triton_by_tls(proxy: Proxy, server: Server) -> None:

@@ -1,17 +1,21 @@
 """The manifests: everything that is named is there, and fits."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 import yaml
 
 from qwen3_tts_engine.launcher import KILL_MARGIN_S, LaunchConfig, free_ports
 from qwen3_tts_engine.repairs import Repairs, page_of
 from qwen3_tts_gateway.serving import DRAIN_S
 from real_server import ROOT
+from redis_server import kill_redis, running_redis
 
 KUBERNETES = ROOT / "docker/kubernetes"
 OVERLAYS = ("base", "overlays/gpu", "overlays/kserve")
@@ -211,15 +215,33 @@ def test_liveness_asks_nothing_that_the_supervisor_mends(base: list[Document]) -
 
 
 def test_redis_keeps_every_voice(base: list[Document]) -> None:
-    [redis] = pods(base)["redis"]["containers"]
-    given = dict(zip(redis["args"][1::2], redis["args"][2::2], strict=True))
+    [container] = pods(base)["redis"]["containers"]
+    given = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
     assert (given["--appendonly"], given["--appendfsync"]) == ("yes", "everysec")
     assert given["--maxmemory-policy"] == "noeviction"
     assert int(given["--maxmemory"].removesuffix("mb")) * 2 <= 1024  # a rewrite of the log may double it
-    assert redis["resources"]["limits"]["memory"] == "1Gi"
+    assert container["resources"]["limits"]["memory"] == "1Gi"
     claims = of_kind(base, "StatefulSet")["redis"]["spec"]["volumeClaimTemplates"]
-    places = {mount["name"]: mount["mountPath"] for mount in redis["volumeMounts"]}
+    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert places[claims[0]["metadata"]["name"]] == given["--dir"]
+
+
+def test_what_redis_has_taken_outlives_it(base: list[Document], tmp_path: Path) -> None:
+    [container] = pods(base)["redis"]["containers"]
+    given = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
+    del given["--aclfile"], given["--dir"]
+    flags, [port] = [word for pair in given.items() for word in pair], free_ports(1)
+    with running_redis(tmp_path, port, *flags) as url:
+        with redis.Redis.from_url(url) as client:
+            client.set("voice", "grandpa")
+            time.sleep(2)  # it writes every second
+        kill_redis(url)
+    with running_redis(tmp_path, port, *flags) as url, redis.Redis.from_url(url) as client:
+        assert client.get("voice") == b"grandpa"
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("another", "grandma")
+        assert client.get("voice") == b"grandpa"
 
 
 def test_prometheus_sees_who_is_not_ready_and_callers_do_not(base: list[Document]) -> None:
