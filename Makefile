@@ -47,10 +47,10 @@ fuzz: setup ## at least 100,000 inputs that nobody means well with, some 15 minu
 	@exec $(BIN)/python tests/fuzz/campaign.py $(ARGS)
 
 serve: setup ## Triton on 8000, 8001 and 8002 and the gateway on 8080, until Ctrl-C
-	@exec $(BIN)/python -m qwen3_tts_engine.system $(ARGS)
+	@exec $(BIN)/python -m qwen3_tts_engine.launch.system $(ARGS)
 
 serve-triton: setup ## Triton alone on 8000, 8001 and 8002, until Ctrl-C
-	@exec $(BIN)/python -m qwen3_tts_engine.launcher $(ARGS)
+	@exec $(BIN)/python -m qwen3_tts_engine.launch.launcher $(ARGS)
 
 bench: setup ## the engine against upstream, report in perf/results/: under 6 minutes
 	@exec $(BIN)/python perf/bench.py $(ARGS)
@@ -111,9 +111,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(NATIVE)
 
 # A Python without a shared library of its own borrows the system's.
 $(VENV)/.server-checked: $(VENV)/.installed
-	@$(BIN)/python -m qwen3_tts_engine.tritonserver .server \
+	@$(BIN)/python -m qwen3_tts_engine.launch.tritonserver .server \
 		|| { .ci/install-debian-packages libpython3.$$($(BIN)/python -c 'import sys; print(sys.version_info.minor)') \
-		&& $(BIN)/python -m qwen3_tts_engine.tritonserver .server; }
+		&& $(BIN)/python -m qwen3_tts_engine.launch.tritonserver .server; }
 	@touch $@
 
 $(TINY)/.made: $(wildcard engine/qwen3_tts_engine/tiny/*.py) | $(VENV)/.installed

@@ -1,6 +1,6 @@
 """What the images run: a command with its secrets from files, or Triton, locked with its key.
 
-    python3 start.py triton [options of qwen3_tts_engine.launcher] [-- tritonserver flags]
+    python3 start.py triton [options of qwen3_tts_engine.launch.launcher] [-- tritonserver flags]
     python3 start.py COMMAND [arguments]
 
 A file /run/secrets/NAME is the variable NAME in capitals, unless the environment has that variable.
@@ -24,7 +24,7 @@ def environment_with(secrets: Path, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def triton(options: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "qwen3_tts_engine.launcher", "--log-path", "/dev/stdout", *options]
+    return [sys.executable, "-m", "qwen3_tts_engine.launch.launcher", "--log-path", "/dev/stdout", *options]
 
 
 def main(command: Sequence[str]) -> None:

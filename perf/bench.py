@@ -24,7 +24,7 @@ from checkpoints import SHAPES, build_endless
 from claims import claims_section, plain
 from contestants import Contestant, OurEngine, Spoken, Upstream
 from plots import Line, line_plot
-from qwen3_tts_engine.launcher import num_available_cores
+from qwen3_tts_engine.launch.machine import num_available_cores
 from qwen3_tts_engine.request import FRAME_SAMPLES, SpeechRequest
 from report import (
     MachineMeter,

@@ -25,7 +25,7 @@ from claims import claims_section, plain
 from contestants import Cost
 from plots import line_plot
 from qwen3_tts_engine.codec_stream import CodecStream
-from qwen3_tts_engine.launcher import num_available_cores
+from qwen3_tts_engine.launch.machine import num_available_cores
 from qwen3_tts_engine.model.checkpoint import Checkpoint
 from qwen3_tts_engine.model.codec_decoder import CodecDecoder
 from qwen3_tts_engine.request import CODES_PER_FRAME, FRAME_SAMPLES

@@ -17,9 +17,11 @@ import httpx
 import numpy as np
 
 from qwen3_tts_client import Audio, ClonedVoice, DesignedVoice, SpeechClient, SpeechStream
-from qwen3_tts_engine.launcher import LaunchConfig, environment_with, free_ports, running_server
-from qwen3_tts_engine.repairs import Repairs
-from qwen3_tts_engine.system import gateway_address, running_gateway
+from qwen3_tts_engine.launch.config import LaunchConfig, environment_with
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.repairs import Repairs
+from qwen3_tts_engine.launch.server import running_server
+from qwen3_tts_engine.launch.system import gateway_address, running_gateway
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "model_repository"

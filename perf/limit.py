@@ -23,7 +23,7 @@ from checkpoints import SHAPES, build_endless
 from claims import claims_section, plain
 from codec import upstream_decoder
 from contestants import OurEngine
-from qwen3_tts_engine.launcher import num_available_cores
+from qwen3_tts_engine.launch.machine import num_available_cores
 from qwen3_tts_engine.model.linear import Linear
 from qwen3_tts_engine.request import CODES_PER_FRAME
 from report import (

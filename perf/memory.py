@@ -19,7 +19,7 @@ from claims import plain
 from plots import line_plot
 from qwen3_tts_client import SpeechClient
 from qwen3_tts_engine.engine import IDLE_S
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from report import (
     MachineMeter,
     Provenance,

@@ -26,7 +26,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from checkpoints import build_endless
 from qwen3_tts_client import Audio, ClonedVoice, SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from report import MachineMeter, Provenance, Report, Spread, device_kind, progress, table
 from serving import Gateway, gateway_of, serving
 

@@ -26,7 +26,7 @@ import psutil
 from checkpoints import SHAPES, build_endless
 from load import MODEL, TEXT, VOICE
 from qwen3_tts_client import AsyncSpeechClient, Overloaded
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from report import (
     MachineMeter,
     Provenance,

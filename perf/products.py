@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwen3_tts_engine.launcher import num_available_cores
+from qwen3_tts_engine.launch.machine import num_available_cores
 from qwen3_tts_engine.model.linear import Int8Linear, Linear
 from report import MachineMeter, Provenance, Report, Spread, add_results_option, at_least, progress, table
 

@@ -28,7 +28,8 @@ from contestants import OurEngine, Upstream
 from load import MODEL, TEN_SECONDS, TEXT, VOICE, sing
 from load import listen as listen_to
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import Server, num_available_cores
+from qwen3_tts_engine.launch.machine import num_available_cores
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_engine.model.checkpoint import Checkpoint
 from qwen3_tts_engine.request import SpeechRequest
 from report import (

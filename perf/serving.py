@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
-from qwen3_tts_engine.repairs import Repairs
-from qwen3_tts_engine.system import running_gateway
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.repairs import Repairs
+from qwen3_tts_engine.launch.server import Server, running_server
+from qwen3_tts_engine.launch.system import running_gateway
 from report import ROOT
 
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from arrivals import silence_s
 from qwen3_tts_client import ClonedVoice, DesignedVoice, InvalidRequest, SpeechClient, SpeechError, Voice
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_engine.tiny import build_all
 from qwen3_tts_gateway.sound.encoder import to_int16
 from report import ROOT, MachineMeter, Provenance, Report, add_results_option, device_kind, table

@@ -19,7 +19,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 
 MODEL = "qwen3_tts_custom_voice"
 FRAME_SAMPLES = 1920

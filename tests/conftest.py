@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway_server import GatewayServer, running_gateway, settings
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import ROOT, clean_server, on_free_ports
 
 # Before anything imports torch: test processes run side by side, and one thread each is the fastest.

@@ -18,7 +18,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_gateway.app import create_app
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.settings import Settings

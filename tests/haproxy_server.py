@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from real_server import ROOT, wait_until
 
 CONFIGURATION = ROOT / "docker" / "haproxy" / "haproxy.cfg"

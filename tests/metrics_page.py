@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from contextlib import closing, suppress
 
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import wait_until
 
 ACTIVE = "qwen3_tts_active_slots"

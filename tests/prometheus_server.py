@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from real_server import ROOT, wait_until
 
 SHIPPED = ROOT / "docker" / "prometheus"

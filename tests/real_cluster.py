@@ -14,7 +14,9 @@ from gateway_server import GatewayProcess
 from haproxy_server import Balancer
 from metrics_page import ACTIVE, QUEUED, WAITING, read_metrics
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms
 from real_server import ROOT, clean_server, on_free_ports, wait_until
 from redis_server import running_redis

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 
-from qwen3_tts_engine.launcher import LaunchConfig, Server, free_ports, running_server
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.server import Server, running_server
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -81,7 +83,7 @@ class Footprint:
 class Launcher:
     """The launcher as an operator runs it: a process, what it says, how it ends."""
 
-    module = "qwen3_tts_engine.launcher"
+    module = "qwen3_tts_engine.launch.launcher"
 
     def __init__(self, repository: Path, directory: Path, *flags: str, **environment: str) -> None:
         self.config = on_free_ports(log_path=directory / "tritonserver.log")
@@ -134,7 +136,7 @@ class Launcher:
 class System(Launcher):
     """The whole system as an operator runs it."""
 
-    module = "qwen3_tts_engine.system"
+    module = "qwen3_tts_engine.launch.system"
 
     def __init__(self, repository: Path, directory: Path, **environment: str) -> None:
         [self.port] = free_ports(1)

@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from gateway_server import GatewayServer
 from qwen3_tts_client import SpeechClient
 from qwen3_tts_engine.config import VARIABLES, BaseConfig
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_engine.metrics import FAMILIES
 from qwen3_tts_gateway.settings import Settings
 from recordings import humming, written

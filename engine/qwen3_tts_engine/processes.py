@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 PROC = Path("/proc")
 MODEL_PY = re.compile(r"/([^/\0]+)/\d+/model\.py\0")  # the Python backend's stub is started with this path
@@ -32,3 +33,11 @@ def _members(group: int) -> Iterator[int]:
             )
             if int(its_group) == group and state not in DEAD:
                 yield int(directory.name)
+
+
+def num_instances(config: Mapping[str, Any]) -> int:
+    """How many processes the configuration that Triton has settled on asks for."""
+    if config.get("backend") != "python":
+        return 0
+    groups = config.get("instance_group", [])
+    return sum(group.get("count", 1) * max(1, len(group.get("gpus", []))) for group in groups)

@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from callers import ENDLESS, FRAME_SAMPLES, PATIENCE_S, RESTLESS, assert_same_audio, client_of
 from metrics_page import FRAMES, read_metrics
 from qwen3_tts_client import Cancelled, InvalidRequest, SpeechError, SpeechStream, VoicePrompt
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_cluster import REQUESTS_PER_MINUTE, Cluster, Replica
 from real_server import wait_until
 

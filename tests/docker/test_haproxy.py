@@ -16,7 +16,8 @@ from callers import assert_same_audio
 from gateway_server import GatewayServer
 from haproxy_server import Balancer
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import Server, free_ports
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.server import Server
 
 pytestmark = pytest.mark.triton
 

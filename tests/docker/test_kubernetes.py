@@ -11,8 +11,10 @@ import pytest
 import redis
 import yaml
 
-from qwen3_tts_engine.launcher import KILL_MARGIN_S, LaunchConfig, free_ports
-from qwen3_tts_engine.repairs import Repairs, page_of
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.repairs import Repairs, page_of
+from qwen3_tts_engine.launch.server import KILL_MARGIN_S
 from qwen3_tts_gateway.serving import DRAIN_S
 from real_server import ROOT
 from redis_server import kill_redis, running_redis

@@ -24,8 +24,9 @@ from prometheus_server import Curve, History, Prometheus, running_prometheus
 from queries import ALERTS, DASHBOARD, PANELS, every_query
 from qwen3_tts_client.alerts import ALERTS as EXPLAINED
 from qwen3_tts_client.metrics import Watch, Watcher
-from qwen3_tts_engine.launcher import Server, free_ports
-from qwen3_tts_engine.repairs import Repairs, page_of
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.repairs import Repairs, page_of
+from qwen3_tts_engine.launch.server import Server
 
 pytestmark = pytest.mark.triton
 

@@ -11,8 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from prometheus_server import prometheus_binary
 from queries import ALERTS, DASHBOARD, PANELS, asked
+from qwen3_tts_engine.launch.repairs import Repairs
 from qwen3_tts_engine.metrics import FAMILIES, FINISH_REASONS, OUTCOMES
-from qwen3_tts_engine.repairs import Repairs
 from qwen3_tts_gateway import observing
 from real_server import ROOT
 

@@ -12,7 +12,7 @@ import pytest
 import redis
 import yaml
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_engine.request import VoicePrompt
 from qwen3_tts_engine.voices.store import Voice, open_store
 from qwen3_tts_gateway.errors import RateLimited

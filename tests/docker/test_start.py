@@ -6,9 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from qwen3_tts_engine.access import Access
-from qwen3_tts_engine.launcher import _parse as parsed
-from qwen3_tts_engine.launcher import config_from
+from qwen3_tts_engine.launch.access import Access
+from qwen3_tts_engine.launch.config import config_from, parsed
 
 KEY = "0123456789abcdef"
 

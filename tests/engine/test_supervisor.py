@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwen3_tts_engine.supervisor import (
+from qwen3_tts_engine.launch.judging import (
     CALM_S,
     FAILING_LOOKS,
     LONGEST_PAUSE_S,
@@ -19,9 +19,9 @@ from qwen3_tts_engine.supervisor import (
     Reason,
     Signs,
     Watch,
-    num_instances,
-    speech_series,
 )
+from qwen3_tts_engine.launch.triton_http import speech_series
+from qwen3_tts_engine.processes import num_instances
 
 IDLE = Signs(slots=16)
 BUSY = replace(IDLE, active=3)

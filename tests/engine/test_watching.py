@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from qwen3_tts_engine.launcher import free_ports
-from qwen3_tts_engine.repairs import Repairs, page_of
-from qwen3_tts_engine.watching import LONGEST_LOOK_S, STOP_SIGNALS, Pulse, StopRequest, watch_until
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.repairs import Repairs, page_of
+from qwen3_tts_engine.launch.watching import LONGEST_LOOK_S, STOP_SIGNALS, Pulse, StopRequest, watch_until
 
 
 class Clock:

@@ -27,7 +27,8 @@ from outages import (
 )
 from queries import asked, every_query
 from qwen3_tts_client import EngineFailed, SpeechClient, SpeechError
-from qwen3_tts_engine.supervisor import MANY_FAILURES, Triton
+from qwen3_tts_engine.launch.judging import MANY_FAILURES
+from qwen3_tts_engine.launch.triton_http import Triton
 from real_server import wait_until
 
 pytestmark = pytest.mark.triton

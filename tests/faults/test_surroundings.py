@@ -18,7 +18,8 @@ from gateway_server import GatewayProcess
 from network import network_to
 from outages import GRANDPA, MODELS, SPOKEN, WORDS
 from qwen3_tts_client import EngineFailed
-from qwen3_tts_engine.launcher import Server, free_ports
+from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms
 from real_server import ROOT, clean_server, on_free_ports, wait_until
 from redis_server import kill_redis, running_redis

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fuzzing import anything, fuzz, mutated
 from gateway_server import settings
-from qwen3_tts_engine.access import KEY, Access, access_from
-from qwen3_tts_engine.tritonserver import LaunchError
+from qwen3_tts_engine.launch.access import KEY, Access, access_from
+from qwen3_tts_engine.launch.tritonserver import LaunchError
 from qwen3_tts_gateway.errors import Unauthorized
 from qwen3_tts_gateway.key_file import KeyFile, KeyFileError, KeyTerms
 from qwen3_tts_gateway.keys import KeyRing, presented_key

@@ -15,7 +15,7 @@ from callers import client_of, grpc_address
 from fakes.triton_server import DIMS, MODEL_INPUTS
 from fuzzing import fuzz
 from metrics_page import ACTIVE, QUEUED, WAITING, metrics_at_rest
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import Footprint
 
 pytestmark = pytest.mark.triton

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 import redis
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_gateway import limits as limits_module
 from qwen3_tts_gateway.errors import InvalidInput, RateLimited
 from qwen3_tts_gateway.keys import ANYONE, Key

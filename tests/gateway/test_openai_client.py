@@ -21,7 +21,7 @@ from gateway_server import GatewayServer, running_gateway, settings
 from listening import SAMPLE_RATE, decoded, events_in, samples_in
 from metrics_page import ACTIVE, read_metrics, wait_for_metrics
 from qwen3_tts_client import Audio, ClonedVoice, DesignedVoice, SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from recordings import humming, written
 
 FORMATS = {

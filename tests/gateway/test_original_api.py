@@ -28,7 +28,7 @@ from fakes.triton_server import (
 )
 from gateway_server import GatewayServer, running_gateway, settings
 from listening import SAMPLE_RATE, events_in, samples_in
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from recordings import humming, written
 
 RECORDING = written(humming(3.0, seed=4))

@@ -13,7 +13,7 @@ import pytest
 
 from fakes.triton_server import Call, FakeTriton, RefusalError, Response, chunk, error_text, says, triton
 from gateway_server import running_gateway, settings
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_gateway.speech import Narrator
 from real_server import wait_until
 

@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from fakes.triton_server import Call, FakeTriton, chunk, final
 from gateway_server import GatewayServer
 from haproxy_server import haproxy_binary
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from real_server import ROOT, wait_until
 
 SPEECH = "/v1/audio/speech"

@@ -18,7 +18,7 @@ from fakes.triton_server import Call, FakeTriton, RefusalError, Shelf, chunk, fi
 from gateway_server import GatewayServer, running_gateway, settings
 from listening import samples_in
 from qwen3_tts_client import ClonedVoice
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_gateway.keys import owner_of
 from qwen3_tts_gateway.routes.openai import SpeechBody
 from recordings import humming, written

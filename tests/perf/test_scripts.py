@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import ROOT
 
 # Threads that wait without spinning: test processes run side by side.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import clean_server, on_free_ports
 
 TOY_MODELS = Path(__file__).parent / "toy_models"

@@ -20,10 +20,10 @@ from tritonclient.utils import InferenceServerException
 
 from gateway_server import running_gateway, settings
 from qwen3_tts_client import KeyRefused, ServerUnavailable, SpeechClient
-from qwen3_tts_engine.access import KEY_FILE, RESTRICTED, Access, access_from, kept_key
-from qwen3_tts_engine.launcher import LaunchConfig, Server, config_from, running_server
-from qwen3_tts_engine.launcher import _parse as parsed
-from qwen3_tts_engine.tritonserver import LaunchError
+from qwen3_tts_engine.launch.access import KEY_FILE, RESTRICTED, Access, access_from, kept_key
+from qwen3_tts_engine.launch.config import LaunchConfig, config_from, parsed
+from qwen3_tts_engine.launch.server import Server, running_server
+from qwen3_tts_engine.launch.tritonserver import LaunchError
 from real_server import Launcher, on_free_ports
 
 KEY = "0123456789abcdef"
@@ -291,7 +291,7 @@ def test_the_gateway_speaks_tls_with_triton_and_refuses_a_stranger(
 def test_a_gateway_that_knows_no_authority_is_refused_before_triton_starts(
     authority: Authority, tmp_path: Path
 ) -> None:
-    from qwen3_tts_engine.system import serve
+    from qwen3_tts_engine.launch.system import serve
 
     config = empty(tmp_path, access=authority.sign())
     with pytest.raises(LaunchError, match="TRITON_CA_FILE is not"):

@@ -28,7 +28,7 @@ from callers import (
 from metrics_page import MetricsWatch
 from qwen3_tts_client import InvalidRequest, SpeechError
 from qwen3_tts_client.errors import error_from_triton
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 
 pytestmark = pytest.mark.triton
 

@@ -26,7 +26,7 @@ from callers import (
 )
 from metrics_page import ACTIVE, read_metrics
 from qwen3_tts_client import ClonedVoice, InvalidRequest, SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_engine.request import SpeechRequest, VoicePrompt
 from recordings import humming, written
 from upstream_oracle import Upstream

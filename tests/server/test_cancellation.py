@@ -25,7 +25,7 @@ from callers import (
 )
 from metrics_page import ACTIVE, FRAMES, MetricsWatch, metrics_at_rest, outcomes, wait_for_metrics
 from qwen3_tts_client import AsyncSpeechClient, Cancelled
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 
 pytestmark = pytest.mark.triton
 

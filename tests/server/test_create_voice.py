@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from callers import PATIENCE_S, assert_same_audio, grpc_address
 from qwen3_tts_engine.config import CheckpointConfig
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_engine.request import FRAME_SAMPLES, VoicePrompt
 from qwen3_tts_engine.voice_encoder import Recording, VoiceEncoder
 from real_server import ROOT, clean_server, on_free_ports

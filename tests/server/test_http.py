@@ -23,7 +23,7 @@ from callers import (
     posted,
 )
 from metrics_page import ACTIVE, MetricsWatch, read_metrics, wait_for_metrics
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 
 pytestmark = pytest.mark.triton
 

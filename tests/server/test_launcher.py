@@ -20,19 +20,16 @@ import psutil
 import pytest
 from tritonclient import grpc as triton
 
-from qwen3_tts_engine.launcher import (
-    MOST_LOG_BYTES,
+from qwen3_tts_engine.launch.command import server_environment
+from qwen3_tts_engine.launch.config import (
     SUPERVISOR_PORT,
     LaunchConfig,
-    LaunchError,
-    Server,
     config_from,
     environment_with,
-    running_server,
-    server_environment,
+    parsed,
 )
-from qwen3_tts_engine.launcher import _parse as parsed
-from qwen3_tts_engine.tritonserver import Installation
+from qwen3_tts_engine.launch.server import MOST_LOG_BYTES, Server, running_server
+from qwen3_tts_engine.launch.tritonserver import Installation, LaunchError
 from real_server import ROOT, Footprint, Launcher, on_free_ports, wait_until
 
 pytestmark = pytest.mark.triton
@@ -336,7 +333,7 @@ def test_an_ensemble_that_comes_later_does_not_load_its_parts_again(
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "qwen3_tts_engine.launcher"],
+        [sys.executable, "-m", "qwen3_tts_engine.launch.launcher"],
         env={**os.environ, name: value},
         cwd=ROOT,
         capture_output=True,

@@ -16,7 +16,7 @@ from metrics_page import (
     read_metrics,
     wait_for_metrics,
 )
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 
 pytestmark = pytest.mark.triton
 

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from callers import assert_same_audio, client_of, grpc_address, sound_alike, tensors
 from qwen3_tts_client import DesignedVoice, EngineFailed, ServerUnavailable, SpeechClient
 from qwen3_tts_engine.config import CHECKPOINT_VARIABLES
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import ROOT, Footprint, clean_server, on_free_ports, wait_until
 
 pytestmark = pytest.mark.triton

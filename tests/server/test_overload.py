@@ -25,7 +25,7 @@ from metrics_page import (
     wait_for_metrics,
 )
 from qwen3_tts_client import Audio, Cancelled, Overloaded, SpeechClient, SpeechStream
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import ROOT, clean_server, on_free_ports, wait_until
 
 pytestmark = pytest.mark.triton

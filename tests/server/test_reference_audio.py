@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import Footprint, wait_until
 
 pytestmark = pytest.mark.triton

@@ -25,7 +25,7 @@ from callers import (
 )
 from metrics_page import ACTIVE, FRAMES, MetricsWatch, read_metrics, wait_for_metrics
 from qwen3_tts_client import SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import wait_until
 
 pytestmark = pytest.mark.triton

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from real_server import ROOT, Footprint, System, wait_until
 
 pytestmark = pytest.mark.triton
@@ -136,7 +136,7 @@ def four_ports() -> dict[str, str]:
 
 def run_in_vain(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "qwen3_tts_engine.system", *flags],
+        [sys.executable, "-m", "qwen3_tts_engine.launch.system", *flags],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,

@@ -25,7 +25,7 @@ from tritonclient.utils import triton_to_np_dtype
 from callers import MODEL, PATIENCE_S, grpc_address
 from gateway_server import running_gateway, settings
 from qwen3_tts_engine.collector import VARIABLE
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from real_server import ROOT, clean_server, on_free_ports
 
 pytestmark = pytest.mark.triton

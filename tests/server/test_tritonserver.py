@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_engine import tritonserver
-from qwen3_tts_engine.launcher import num_available_cores, num_busy
-from qwen3_tts_engine.tritonserver import (
+from qwen3_tts_engine.launch import tritonserver
+from qwen3_tts_engine.launch.machine import num_available_cores
+from qwen3_tts_engine.launch.triton_http import num_busy
+from qwen3_tts_engine.launch.tritonserver import (
     LaunchError,
     check_glibc,
     check_libraries,

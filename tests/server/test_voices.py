@@ -19,7 +19,8 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from callers import PATIENCE_S, grpc_address
-from qwen3_tts_engine.launcher import LaunchConfig, Server
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.server import Server
 from real_server import ROOT, clean_server, on_free_ports
 
 pytestmark = pytest.mark.triton

@@ -32,7 +32,7 @@ from callers import (
     infer,
 )
 from qwen3_tts_client import ClonedVoice, SpeechClient
-from qwen3_tts_engine.launcher import Server
+from qwen3_tts_engine.launch.server import Server
 from recordings import humming, written
 
 pytestmark = pytest.mark.triton

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_engine.request import VoicePrompt
 from qwen3_tts_engine.voices.store import Voice, VoiceStore, open_store
 from redis_server import running_redis

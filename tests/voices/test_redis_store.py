@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from qwen3_tts_engine.errors import EngineFailed
-from qwen3_tts_engine.launcher import free_ports
+from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_engine.voices.redis_store import ENTRIES, OBJECTS
 from qwen3_tts_engine.voices.store import open_store
 

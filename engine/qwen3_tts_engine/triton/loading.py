@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from qwen3_tts_engine.config import CheckpointConfig
 from qwen3_tts_engine.errors import ConfigError
+from qwen3_tts_engine.processes import num_instances
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -44,7 +45,7 @@ def read_config(kind: type[C], args: Mapping[str, str], task: str) -> C:
     """
     model_config = json.loads(args["model_config"])
     config = kind.read(parameters(model_config), os.environ, task)
-    if config.device != "auto" and _num_instances(model_config) > 1:
+    if config.device != "auto" and num_instances(model_config) > 1:
         raise ConfigError(
             "CUDA_DEVICE names one device and instance_group asks for several instances; unset one"
         )
@@ -54,8 +55,3 @@ def read_config(kind: type[C], args: Mapping[str, str], task: str) -> C:
 def device(args: Mapping[str, str]) -> str:
     """The device Triton gave this instance."""
     return f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-
-
-def _num_instances(model_config: Mapping[str, Any]) -> int:
-    groups = model_config.get("instance_group", [])
-    return sum(group.get("count", 1) * max(1, len(group.get("gpus", []))) for group in groups)

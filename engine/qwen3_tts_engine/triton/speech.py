@@ -17,9 +17,9 @@ from qwen3_tts_engine import metrics as families
 from qwen3_tts_engine.config import EngineConfig
 from qwen3_tts_engine.engine import Engine
 from qwen3_tts_engine.errors import ConfigError, EngineFailed, SpeechError
+from qwen3_tts_engine.launch.triton_http import CANARY
 from qwen3_tts_engine.metrics import Metrics, NoMetrics
 from qwen3_tts_engine.sequence import Sequence
-from qwen3_tts_engine.supervisor import CANARY
 from qwen3_tts_engine.triton.errors import outcome
 from qwen3_tts_engine.triton.loading import device, log_to_stderr, read_config
 from qwen3_tts_engine.triton.metrics import PublishedMetrics

@@ -1,6 +1,6 @@
 """The whole system: Triton, and the gateway in front of it as a process of its own.
 
-python -m qwen3_tts_engine.system [options of qwen3_tts_engine.launcher]
+python -m qwen3_tts_engine.launch.system [options of qwen3_tts_engine.launch.launcher]
 """
 
 from __future__ import annotations
@@ -12,22 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
-from qwen3_tts_engine.access import VARIABLE as KEY_VARIABLE
-from qwen3_tts_engine.launcher import (
-    Address,
-    LaunchConfig,
-    LaunchError,
-    check_addresses,
-    main,
-    port_from,
-    reachable,
-    running_server,
-    say,
-    showing_repairs,
-)
-from qwen3_tts_engine.repairs import Repairs
-from qwen3_tts_engine.supervisor import BackOff
-from qwen3_tts_engine.watching import Pulse, StopRequest, watch_until
+from qwen3_tts_engine.launch.access import VARIABLE as KEY_VARIABLE
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.judging import BackOff
+from qwen3_tts_engine.launch.launcher import main, showing_repairs
+from qwen3_tts_engine.launch.ports import Address, check_addresses, port_from, reachable
+from qwen3_tts_engine.launch.repairs import Repairs
+from qwen3_tts_engine.launch.saying import say
+from qwen3_tts_engine.launch.server import running_server
+from qwen3_tts_engine.launch.tritonserver import LaunchError
+from qwen3_tts_engine.launch.watching import Pulse, StopRequest, watch_until
 
 GATEWAY = (sys.executable, "-m", "qwen3_tts_gateway.cli", "serve")
 READY_TIMEOUT_S = 60.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from qwen3_tts_engine.watching import Pulse
+from qwen3_tts_engine.launch.watching import Pulse
 
 
 class Repairs:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen3_tts_engine.tritonserver import LaunchError
+from qwen3_tts_engine.launch.tritonserver import LaunchError
 
 RESTRICTED = ("model-repository", "shared-memory", "logging", "trace")
 VARIABLE = "TRITON_API_KEY"

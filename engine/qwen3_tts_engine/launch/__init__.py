@@ -1,0 +1,1 @@
+"""Runs tritonserver, and a gateway with it: starts them, keeps them serving, drains them."""
