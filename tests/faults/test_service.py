@@ -5,6 +5,7 @@ The bounds are those of docs/reliability.md: generous, for a busy machine; a qui
 
 from __future__ import annotations
 
+import logging
 import re
 import resource
 import time
@@ -33,6 +34,7 @@ from real_server import wait_until
 
 pytestmark = pytest.mark.triton
 
+logger = logging.getLogger(__name__)
 WAIT_S = 20
 BACK_S = 120
 
@@ -58,11 +60,23 @@ def test_a_model_process_that_is_killed_while_it_speaks_to_nobody_costs_the_othe
 def test_a_lone_caller_who_asked_a_dead_process_hears_of_it(service: Service) -> None:
     """No gauge tells of them, and Triton would let them wait for ever."""
     service.stub(RESTING).kill()
+    assert_hears_of_it_within(WAIT_S, service)
+
+
+@pytest.mark.slow
+def test_a_lone_caller_who_asked_a_stopped_process_hears_of_it(service: Service) -> None:
+    service.stub(RESTING).suspend()
+    assert_hears_of_it_within(2 * WAIT_S, service)
+
+
+def assert_hears_of_it_within(wait_s: float, service: Service) -> None:
     with SpeechClient(service.grpc_address, timeout_s=10 * WAIT_S) as tts:
         asked_s = time.monotonic()
         with pytest.raises(SpeechError):
             tts.synthesize(WORDS, voice="grandpa")
-        assert time.monotonic() - asked_s < WAIT_S
+        waited_s = time.monotonic() - asked_s
+    logger.info("waited %.1f s", waited_s)
+    assert waited_s < wait_s
     wait_until(service.speaks_as_grandpa, "its model speaks again", timeout_s=BACK_S)
 
 

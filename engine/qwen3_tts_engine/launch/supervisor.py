@@ -167,9 +167,13 @@ class Supervisor:
     # --- acting -----------------------------------------------------------------------------------------
 
     def _mend(self, model: str, reason: Reason, signs: Signs) -> Iterator[None]:
-        """Reload the model; but streams under way, Triton never ends: with any, start the server anew."""
+        """Reload the model; but streams under way, Triton never ends: with any, start the server anew.
+
+        A canary that hangs in a silent model is one, and callers who came with it are told by no gauge.
+        """
         self._say(f"{model}: {reason.value}")
-        return self._restart(reason) if signs.is_busy else self._reload(model, reason)
+        has_streams = signs.is_busy or reason is Reason.SILENT
+        return self._restart(reason) if has_streams else self._reload(model, reason)
 
     def _restart(self, reason: Reason) -> Iterator[None]:
         """Until the server is ready again; each failed start counts as one more failure."""
@@ -202,9 +206,8 @@ class Supervisor:
         for pid in model_processes(self._server.pid).get(model, ()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        holds_canary = reason is Reason.SILENT  # and so shows nothing by not ending
         is_loaded = False
-        if (yield from self._in_between(lambda: self._triton.unload(model, must_end=not holds_canary))):
+        if (yield from self._in_between(lambda: self._triton.unload(model))):
             yield from self._pause(model)
             is_loaded = yield from self._in_between(lambda: self._triton.load(model, config))
         self._repairs.end(model)

@@ -59,22 +59,17 @@ class Triton:
         status, answer = self._send("POST", path, asked, PROBE_PATIENCE_S, self._server.http_port)
         return CANARY in answer or status == 403  # locked for us, as an operator may have wanted
 
-    def unload(self, model: str, *, must_end: bool = True) -> None:
+    def unload(self, model: str) -> None:
         """The first step of a reload: `load` alone does nothing for a model whose process is dead.
 
-        A model ends its unloading when nobody waits in it any more, which whoever waits for a dead process
-        does for ever. It may be loaded again in spite of that.
-
         Raises:
-            OSError: it does not end, and must.
+            OSError: it does not end, because somebody waits for a process that is dead.
         """
         self._ask("POST", f"/v2/repository/models/{model}/unload", {})
         give_up_s = time.monotonic() + UNLOAD_PATIENCE_S
         while self._states()[model] == "UNLOADING":
             if time.monotonic() >= give_up_s:
-                if must_end:
-                    raise OSError(f"{model}: somebody waits for the process that is gone")
-                return
+                raise OSError(f"{model}: somebody waits for the process that is gone")
             time.sleep(0.1)
 
     def load(self, model: str, config: Mapping[str, Any]) -> None:
