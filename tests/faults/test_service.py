@@ -57,19 +57,28 @@ def test_a_model_process_that_is_killed_while_it_speaks_to_nobody_costs_the_othe
     assert read_metrics(service.system.config, RESTING)[SLOTS] == 16
 
 
-def test_a_lone_caller_who_asked_a_dead_process_hears_of_it(service: Service) -> None:
-    """No gauge tells of them, and Triton would let them wait for ever."""
-    service.stub(RESTING).kill()
-    assert_hears_of_it_within(WAIT_S, service)
+def test_who_asks_a_dead_process_hears_of_it_and_costs_nobody_else_anything(service: Service) -> None:
+    server = service.footprint
+    num_regions = len(server.regions())
+    with service.under_load(WAIT_S, BACK_S) as callers:
+        service.stub(RESTING).kill()
+        assert_told_within(WAIT_S, service)
+    assert callers.errors() == []
+    assert service.footprint.group == server.group
+    # Triton never unloads a model that was asked so. What that leaves goes with the server.
+    assert len(server.regions()) == num_regions + 1
+    psutil.Process(server.group).kill()
+    wait_until(service.speaks_as_grandpa, "the server is back", timeout_s=BACK_S)
 
 
 @pytest.mark.slow
-def test_a_lone_caller_who_asked_a_stopped_process_hears_of_it(service: Service) -> None:
+def test_who_asks_a_stopped_process_hears_of_it(service: Service) -> None:
     service.stub(RESTING).suspend()
-    assert_hears_of_it_within(2 * WAIT_S, service)
+    assert_told_within(2 * WAIT_S, service)
 
 
-def assert_hears_of_it_within(wait_s: float, service: Service) -> None:
+def assert_told_within(wait_s: float, service: Service) -> None:
+    """The only caller of that model, of whom no gauge tells."""
     with SpeechClient(service.grpc_address, timeout_s=10 * WAIT_S) as tts:
         asked_s = time.monotonic()
         with pytest.raises(SpeechError):

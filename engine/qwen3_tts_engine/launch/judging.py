@@ -84,9 +84,7 @@ class Watch:
         self._missing_looks = self._missing_looks + 1 if signs.num_missing else 0
         if self._missing_looks >= MISSING_LOOKS:
             return Reason.DIED
-        if (
-            self._missing_looks or not signs.slots
-        ):  # no canary for the dead: it would hold the unloading for ever
+        if self._missing_looks or not signs.slots:  # no canary for the dead: its unload would never end
             return Look.WELL
         self._note_failures(now_s, signs)
         if self._has_moved(now_s, signs):

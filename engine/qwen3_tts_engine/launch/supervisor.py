@@ -169,7 +169,7 @@ class Supervisor:
     def _mend(self, model: str, reason: Reason, signs: Signs) -> Iterator[None]:
         """Reload the model; but streams under way, Triton never ends: with any, start the server anew.
 
-        A canary that hangs in a silent model is one, and callers who came with it are told by no gauge.
+        Of a silent model no gauge tells who has come since it fell silent.
         """
         self._say(f"{model}: {reason.value}")
         has_streams = signs.is_busy or reason is Reason.SILENT
@@ -199,7 +199,7 @@ class Supervisor:
             yield
 
     def _reload(self, model: str, reason: Reason) -> Iterator[None]:
-        """Unload it at once, so that newcomers are refused; a caller who waits in it ends with the server."""
+        """Unload it at once, so that newcomers are refused, and load it after the pause."""
         self._repairs.begin(model, reason.value)
         began_s, config = self._clock(), self._configs[model]
         # One that hangs would be waited for.
