@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen3_tts_gateway.answering import BugReporter, answer_errors
-from qwen3_tts_gateway.attending import Attendance
 from qwen3_tts_gateway.body import BodyLimit
+from qwen3_tts_gateway.disconnects import CancelOnDisconnect
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.leaving import Farewell
 from qwen3_tts_gateway.observing import Observer
 from qwen3_tts_gateway.routes import batch, conversation, openai, original, playground, service, voices
 from qwen3_tts_gateway.routes.original import FIGURES
 from qwen3_tts_gateway.settings import Settings
+from qwen3_tts_gateway.shutdown import CloseConnections
 from qwen3_tts_gateway.tracing import Tracing
 
 ROUTERS = (
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(BugReporter)
-    app.add_middleware(Attendance)
+    app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit)
     if settings.cors_origins:
         # Keys travel in headers of the caller's own making; the browser's credentials are never asked for.
@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=["X-Request-Id", "Retry-After", *FIGURES],
         )
     app.add_middleware(Observer)
-    app.add_middleware(Farewell, departure=gateway.departure)
+    app.add_middleware(CloseConnections, shutdown=gateway.shutdown)
     endpoint = settings.otel_exporter_otlp_endpoint
     tracing = Tracing.begin(app, endpoint) if endpoint else None
     return app

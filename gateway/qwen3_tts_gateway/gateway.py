@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from qwen3_tts_client import AsyncSpeechClient
 from qwen3_tts_gateway.keys import KeyRing
-from qwen3_tts_gateway.leaving import Departure
 from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.loading import ModelKeeper
 from qwen3_tts_gateway.naming import VoiceNames
 from qwen3_tts_gateway.settings import Settings
+from qwen3_tts_gateway.shutdown import Shutdown
 from qwen3_tts_gateway.speech import Narrator
 from qwen3_tts_gateway.tracing import trace_headers
 
@@ -32,7 +32,7 @@ class Gateway:
     names: VoiceNames
     keeper: ModelKeeper
     narrator: Narrator
-    departure: Departure
+    shutdown: Shutdown
 
     @classmethod
     def assemble(cls, settings: Settings) -> Gateway:
@@ -54,7 +54,7 @@ class Gateway:
         keeper = ModelKeeper(tts, preloaded=settings.preload_models, unload_after_s=unload_after_s)
         names = VoiceNames(tts, settings.openai_voices)
         narrator = Narrator(tts, names, keeper, limits, settings.reference_hosts)
-        return cls(settings, tts, KeyRing(settings), limits, names, keeper, narrator, Departure())
+        return cls(settings, tts, KeyRing(settings), limits, names, keeper, narrator, Shutdown())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -8,10 +8,10 @@ import socket
 from contextlib import suppress
 
 from qwen3_tts_gateway.app import create_app
-from qwen3_tts_gateway.attending import SEND_TIMEOUT_S
-from qwen3_tts_gateway.leaving import Server
+from qwen3_tts_gateway.disconnects import SEND_TIMEOUT_S
 from qwen3_tts_gateway.observing import log_as_json
 from qwen3_tts_gateway.settings import Settings, SettingsError
+from qwen3_tts_gateway.shutdown import Server
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def serve(settings: Settings | None = None) -> None:
         raise SettingsError(str(error)) from None
     server = Server(
         app,
-        app.state.gateway.departure,
+        app.state.gateway.shutdown,
         settings.shutdown_notice_s,
         log_config=None,
         access_log=False,

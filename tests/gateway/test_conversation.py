@@ -480,7 +480,7 @@ def test_a_session_is_closed_on_request_after_what_is_complete_was_spoken(agent)
 @pytest.fixture
 def close(gateway):
     """The gateway's port closes: from then on it ends what it has begun."""
-    return lambda: gateway.loop.call_soon_threadsafe(gateway.gateway.departure.has_begun.set)
+    return lambda: gateway.loop.call_soon_threadsafe(gateway.gateway.shutdown.has_begun.set)
 
 
 def test_a_session_that_has_nothing_to_say_is_closed_when_the_gateway_is_stopped(agent, close):

@@ -37,7 +37,7 @@ from fakes.triton_server import (
 )
 from gateway_server import GatewayServer, running_gateway, settings
 from qwen3_tts_client import AsyncSpeechStream
-from qwen3_tts_gateway import attending
+from qwen3_tts_gateway import disconnects
 from qwen3_tts_gateway.observing import IN_FLIGHT
 from qwen3_tts_gateway.sound import SoundEncoder
 from qwen3_tts_gateway.speech import Utterance
@@ -283,7 +283,7 @@ def test_who_never_reads_and_then_leaves_is_no_longer_spoken_to(
 def test_who_never_reads_and_never_leaves_is_no_longer_spoken_to(
     gateway: GatewayServer, fake_triton: FakeTriton, monkeypatch: pytest.MonkeyPatch, path: str, body: Any
 ) -> None:
-    monkeypatch.setattr(attending, "SEND_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(disconnects, "SEND_TIMEOUT_S", 0.1)
     fake_triton.script = endless
     caller = Caller(gateway, path, body)
     is_called(fake_triton)

@@ -224,7 +224,7 @@ class Conversation:
             )
 
     async def _go_on(self) -> None:
-        self._closing_time = asyncio.create_task(self._gate.departure.has_begun.wait())
+        self._closing_time = asyncio.create_task(self._gate.shutdown.has_begun.wait())
         try:
             while True:
                 await self._speak_on()

@@ -15,9 +15,9 @@ from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import error_object
-from qwen3_tts_gateway.attending import LiveResponse
 from qwen3_tts_gateway.body import Body
 from qwen3_tts_gateway.caller import Gate, Synth, SynthOrNobody
+from qwen3_tts_gateway.disconnects import LiveResponse
 from qwen3_tts_gateway.documenting import OPENAI_ERRORS, SPEECH
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway

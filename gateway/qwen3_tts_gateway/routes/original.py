@@ -21,9 +21,9 @@ from pydantic import Field
 from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions, UnknownVoice, Voice
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import told
-from qwen3_tts_gateway.attending import LiveResponse
 from qwen3_tts_gateway.body import Body
 from qwen3_tts_gateway.caller import Gate, Synth
+from qwen3_tts_gateway.disconnects import LiveResponse
 from qwen3_tts_gateway.documenting import EVENTS, ORIGINAL_ERRORS, WAV_OR_JSON, ZIP_OR_JSON
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
 from qwen3_tts_gateway.gateway import Gateway

@@ -46,7 +46,7 @@ async def health(request: Request) -> dict[str, str]:
 @router.get("/health/ready", responses={503: {"description": "It is being stopped"}})
 async def readiness(gate: Gate) -> Response:
     """Whether to send callers here. Triton has no say in it: another gateway would do no better."""
-    if gate.departure.is_announced:
+    if gate.shutdown.is_announced:
         return JSONResponse({"status": "leaving"}, 503)
     return JSONResponse({"status": "ready"})
 

@@ -1,4 +1,4 @@
-"""How a gateway leaves: it says so, then takes nobody in, and ends what it has begun."""
+"""How a gateway shuts down: it says so, then takes nobody in, and ends what it has begun."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 
 @dataclass
-class Departure:
-    """How far a gateway has got with leaving.
+class Shutdown:
+    """How far a gateway has got with it.
 
     Attributes:
         is_announced: readiness says no and every answer closes its connection, but who comes is served.
@@ -25,16 +25,16 @@ class Departure:
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Farewell:
+class CloseConnections:
     """Closes a kept connection with its next answer; closed between two, it may swallow a request."""
 
-    def __init__(self, app: ASGIApp, departure: Departure) -> None:
+    def __init__(self, app: ASGIApp, shutdown: Shutdown) -> None:
         self._app = app
-        self._departure = departure
+        self._shutdown = shutdown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def say(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._departure.is_announced:
+            if message["type"] == "http.response.start" and self._shutdown.is_announced:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
@@ -53,19 +53,19 @@ class Server(uvicorn.Server):
     """uvicorn that announces its end.
 
     Args:
-        departure: of the application.
+        shutdown: of the application.
         notice_s: from the announcement until the port is closed, for balancers to look and send nobody.
     """
 
-    def __init__(self, app: ASGIApp, departure: Departure, notice_s: float, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, shutdown: Shutdown, notice_s: float, **options: Any) -> None:
         super().__init__(uvicorn.Config(app, ws=Conversing, **options))
-        self._departure = departure
+        self._shutdown = shutdown
         self._notice_s = notice_s
 
     async def shutdown(self, sockets: Any = None) -> None:
-        self._departure.is_announced = True
+        self._shutdown.is_announced = True
         await self._give_notice()
-        self._departure.has_begun.set()
+        self._shutdown.has_begun.set()
         await super().shutdown(sockets)
 
     async def _give_notice(self) -> None:

@@ -21,7 +21,7 @@ SEND_TIMEOUT_S = 120
 """For a caller to take what is sent; a slot that others could use waits meanwhile."""
 
 
-class Attendance:
+class CancelOnDisconnect:
     """Stands around the application, and cancels what it does for a caller who is not there any more."""
 
     def __init__(self, app: ASGIApp) -> None:
