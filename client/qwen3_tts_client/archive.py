@@ -34,6 +34,7 @@ from qwen3_tts_client.voice import VoicePrompt
 
 VERSION = 1
 MANIFEST = "manifest.json"
+WAYS_TO_COMPRESS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 # Far above what a voice takes (750 frames are 48 kB); what claims more is not read into memory.
 MAX_FILE_BYTES = 1 << 20
@@ -201,6 +202,8 @@ class ArchiveReader:
         return ArchivedVoice(saved, prompt)
 
     def _read(self, name: str, most_bytes: int) -> bytes:
+        if self._archive.getinfo(name).compress_type not in WAYS_TO_COMPRESS:
+            raise ValueError(f"{name} is compressed in another way than ours")
         with self._archive.open(name) as file:
             content = file.read(most_bytes + 1)  # whatever size its header tells
         if len(content) > most_bytes:

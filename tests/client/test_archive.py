@@ -184,6 +184,12 @@ def written_in_the_future(archive):
     archive.write_bytes(content)
 
 
+def compressed_otherwise(archive):
+    content = bytearray(archive.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] = zipfile.ZIP_BZIP2  # of the last file, the manifest
+    archive.write_bytes(content)
+
+
 def begun_before_itself(archive):
     content = bytearray(archive.read_bytes())
     content[-6] ^= 0x40  # where the list of files is
@@ -201,6 +207,7 @@ DAMAGES = {
     "cut short": (cut_short, "File is not a zip file"),
     "a flipped bit": (flip_a_byte, "voice 'grandpa': "),
     "a newer zip": (written_in_the_future, "its list of files: zip file version 9.9"),
+    "another compression": (compressed_otherwise, "manifest.json is compressed in another way than ours"),
     "files before the first byte": (begun_before_itself, ""),
     "unfinished": (
         lambda a: rewritten(a, manifest_json=None),

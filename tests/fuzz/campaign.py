@@ -54,9 +54,9 @@ def drawn(times: int, arguments: list[str]) -> tuple[bool, int]:
     return run.wait() != 0, num_inputs
 
 
-def guided(target: str, num_runs: int) -> bool:
-    """Whether atheris found a failure."""
-    command = [sys.executable, str(FOLDER / "guided.py"), target, str(num_runs)]
+def guided(target: str, num_runs: int, seed: int = 0) -> bool:
+    """Whether atheris found a failure; 0 is another seed each time."""
+    command = [sys.executable, str(FOLDER / "guided.py"), target, str(num_runs), str(seed)]
     with tempfile.TemporaryDirectory() as folder:  # where libFuzzer leaves what it finds
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     failed = done.returncode != 0

@@ -1,6 +1,6 @@
 """What reads bytes of strangers, fed by atheris, which looks for those that reach new code.
 
-python tests/fuzz/guided.py TARGET RUNS
+python tests/fuzz/guided.py TARGET RUNS [SEED]
 """
 
 from __future__ import annotations
@@ -172,11 +172,18 @@ TARGETS = {
 }
 
 
-def main(name: str, num_runs: str) -> None:
+def main(name: str, num_runs: str, seed: str = "0") -> None:
+    """With the seed 0 each time others."""
     with tempfile.TemporaryDirectory() as corpus:
-        for number, seed in enumerate(TARGETS[name].seeds):
-            Path(corpus, str(number)).write_bytes(seed)
-        flags = [f"-runs={num_runs}", f"-max_len={MOST_BYTES}", "-timeout=60", "-rss_limit_mb=2048"]
+        for number, content in enumerate(TARGETS[name].seeds):
+            Path(corpus, str(number)).write_bytes(content)
+        flags = [
+            f"-runs={num_runs}",
+            f"-seed={seed}",
+            f"-max_len={MOST_BYTES}",
+            "-timeout=60",
+            "-rss_limit_mb=2048",
+        ]
         atheris.Setup([name, *flags, corpus], TARGETS[name])
         atheris.Fuzz()
 
