@@ -74,6 +74,14 @@ def processes_of(server: Server, gateway_pid: int) -> dict[str, psutil.Process]:
 
 def counted(server: Server, series: str, model: str = "qwen3_tts_custom_voice") -> float:
     """What a model's series on the server's metrics page stands at, such as `qwen3_tts_step_seconds_sum`."""
+    return counted_on(metrics_page(server), series, model)
+
+
+def metrics_page(server: Server) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=20) as page:
-        lines = re.findall(rf"^{series}\{{(.*)\}} (\S+)$", page.read().decode(), flags=re.MULTILINE)
+        return str(page.read().decode())
+
+
+def counted_on(page: str, series: str, model: str) -> float:
+    lines = re.findall(rf"^{series}\{{(.*)\}} (\S+)$", page, flags=re.MULTILINE)
     return sum(float(value) for labels, value in lines if f'model="{model}"' in labels)

@@ -37,7 +37,7 @@ from qwen3_tts_engine.launch.server import Server
 from qwen3_tts_engine.tiny import build_all
 from qwen3_tts_gateway.sound.encoder import to_int16
 from report import ROOT, MachineMeter, Provenance, Report, add_results_option, device_kind, table
-from serving import counted, gateway_of, processes_of, serving
+from serving import counted, counted_on, gateway_of, metrics_page, processes_of, serving
 
 CUSTOM_VOICE, VOICE_DESIGN, BASE = TALKERS = (
     "qwen3_tts_custom_voice",
@@ -594,8 +594,9 @@ def count_callers(
 ) -> None:
     try:
         while not is_over.wait(every_s) and server.process.poll() is None:
+            page = metrics_page(server)
             for model, looks in seen.items():
-                active, *waiting = (counted(server, gauge, model) for gauge in GAUGES)
+                active, *waiting = (counted_on(page, gauge, model) for gauge in GAUGES)
                 looks.append((active, sum(waiting)))
     except OSError as error:
         ledger.complain(f"the metrics page does not come: {error}")

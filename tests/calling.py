@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from callers import RESTLESS
 from qwen3_tts_client import SpeechClient, SpeechError
 from real_server import wait_until
 
+logger = logging.getLogger(__name__)
 TEXT = "Is anybody there?"
 NUM_FRAMES = 50  # 4 s of audio
 SEED = 1  # with which the tiny voice goes on for longer than anybody here listens
@@ -95,6 +97,25 @@ def calling(*speaks: Speak) -> Iterator[Callers]:
             thread.join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in threads), "somebody hangs"
     assert not [error for error in callers.errors() if error.startswith(CUT_SHORT)], callers.errors()
+
+
+@contextmanager
+def breaking(*speaks: Speak, wait_s: float, back_s: float) -> Iterator[Callers]:
+    """The block breaks something under load; after it everybody is served again, and nobody waited too long.
+
+    Args:
+        wait_s: for audio or an error.
+        back_s: from the block's end until each of the callers has been served.
+    """
+    with calling(*speaks) as callers:
+        began_s = time.monotonic()
+        yield callers
+        broken_s = time.monotonic()
+        wait_until(lambda: callers.all_served_since(broken_s), "all are served again", timeout_s=back_s)
+        ended_s = time.monotonic()
+    waited_s, errors = callers.longest_wait_s(began_s), {*callers.errors()}
+    logger.info("waited %.1f s, back after %.1f s, %s", waited_s, ended_s - began_s, errors)
+    assert waited_s < wait_s
 
 
 def through_triton(grpc_port: int, num_frames: int = NUM_FRAMES) -> Speak:

@@ -118,12 +118,16 @@ class Answer:
 
 
 class Account:
-    """What is counted and logged of one answer, over HTTP or in a conversation, once."""
+    """What is counted and logged of one answer, over HTTP or in a conversation, once.
+
+    Attributes:
+        num_bytes: that went out so far.
+    """
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self._began_s = time.perf_counter()
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._first_byte_s: float | None = None
         self._has_ended = False
         IN_FLIGHT.inc()
@@ -132,7 +136,7 @@ class Account:
         """So much goes out."""
         if num_bytes and self._first_byte_s is None:
             self._first_byte_s = time.perf_counter() - self._began_s
-        self._num_bytes += num_bytes
+        self.num_bytes += num_bytes
 
     def end(self, status: int) -> None:
         """Nothing more comes; what is told after that is not heard."""
@@ -147,7 +151,7 @@ class Account:
         if key:
             KEY_REQUESTS.labels(key, status).inc()
         DURATION.labels(route).observe(duration_s)
-        SENT.labels(route).inc(self._num_bytes)
+        SENT.labels(route).inc(self.num_bytes)
         if self._first_byte_s is not None:
             FIRST_BYTE.labels(route).observe(self._first_byte_s)
         log.info(
@@ -159,7 +163,7 @@ class Account:
                 "key": key,
                 "duration_ms": round(duration_s * 1e3, 1),
                 "first_byte_ms": self._first_byte_s and round(self._first_byte_s * 1e3, 1),
-                "sent_bytes": self._num_bytes,
+                "sent_bytes": self.num_bytes,
             },
         )
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from callers import assert_same_audio, client_of
-from calling import Callers, calling, through_gateway, through_triton
+from calling import Callers, breaking, calling, through_gateway, through_triton
 from gateway_server import GatewayProcess
 from network import network_to
 from outages import GRANDPA, MODELS, SPOKEN, WORDS
@@ -26,7 +24,6 @@ from redis_server import kill_redis, running_redis
 
 pytestmark = pytest.mark.triton
 
-logger = logging.getLogger(__name__)
 WAIT_S = 20
 BACK_S = 120
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")  # Redis keeps what it has confirmed
@@ -42,18 +39,8 @@ def gateway_at(directory: Path, grpc_port: int, **environment: str) -> Iterator[
         yield gateway
 
 
-@contextmanager
-def under_load(gateway: GatewayProcess, key: str = "") -> Iterator[Callers]:
-    """Nobody waits too long for audio or an error, and after the block all are served again."""
-    with calling(*[through_gateway(gateway.url, key)] * 3) as callers:
-        began_s = time.monotonic()
-        yield callers
-        mended_s = time.monotonic()
-        wait_until(lambda: callers.all_served_since(mended_s), "all are served again", timeout_s=BACK_S)
-        back_after_s = time.monotonic() - mended_s
-    waited_s = callers.longest_wait_s(began_s)
-    logger.info("waited %.1f s, back %.1f s after it was mended", waited_s, back_after_s)
-    assert waited_s < WAIT_S
+def under_load(gateway: GatewayProcess) -> AbstractContextManager[Callers]:
+    return breaking(*[through_gateway(gateway.url)] * 3, wait_s=WAIT_S, back_s=BACK_S)
 
 
 def test_a_network_that_is_cut(server: Server, tmp_path: Path) -> None:

@@ -116,8 +116,7 @@ class Server:
 
     def supervisor(self, repairs: Repairs) -> Supervisor:
         """What keeps it serving."""
-        headers = self.config.access.http_headers
-        return Supervisor(self, headers, self.config.ready_timeout_s, repairs, self._has_metrics, say)
+        return Supervisor(self, self._triton, self.config.ready_timeout_s, repairs, self._has_metrics, say)
 
     @property
     def pid(self) -> int:

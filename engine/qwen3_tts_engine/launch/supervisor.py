@@ -8,7 +8,6 @@ the end, and returns at once or within the seconds a page may take: what takes l
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -20,16 +19,15 @@ from typing import Any, Protocol
 
 from qwen3_tts_engine.launch.judging import BackOff, Look, Reason, Signs, Watch
 from qwen3_tts_engine.launch.repairs import Repairs
-from qwen3_tts_engine.launch.triton_http import Listener, Triton, speech_series
+from qwen3_tts_engine.launch.triton_http import Triton, speech_series
 from qwen3_tts_engine.processes import model_processes, num_instances
 
-logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 SERVER_PATIENCE_S = 15.0
 MOST_START_FAILURES = 3
 
 
-class Server(Listener, Protocol):
+class Server(Protocol):
     """The tritonserver that is supervised."""
 
     @property
@@ -61,7 +59,7 @@ class Supervisor:
 
     Args:
         server: what is watched.
-        headers: what opens the model repository's API over HTTP.
+        triton: what answers there, the model repository's API among it.
         start_timeout_s: how long a start may take.
         repairs: where they are counted.
         has_metrics: false where tritonserver was told to publish none; then only processes are watched.
@@ -72,16 +70,16 @@ class Supervisor:
     def __init__(
         self,
         server: Server,
-        headers: Mapping[str, str],
+        triton: Triton,
         start_timeout_s: float,
         repairs: Repairs,
-        has_metrics: bool = True,
-        say: Callable[[str], None] = logger.warning,
+        has_metrics: bool,
+        say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._repairs = repairs
-        self._triton = Triton(server, headers)
+        self._triton = triton
         self._start_timeout_s = start_timeout_s
         self._has_metrics = has_metrics
         self._say = say

@@ -290,7 +290,7 @@ class Conversation:
     async def _speak(self, turn: Turn, index: int, sentence: str) -> None:
         place = {"utterance_index": turn.index, "sentence_index": index}
         sound = turn.manner.speech.sound
-        num_bytes, has_failed = 0, False
+        has_failed = False
         await self._tell(
             "audio.start",
             **place,
@@ -304,7 +304,6 @@ class Conversation:
                 async for piece in pieces:
                     account.add(len(piece))
                     await self._give(self._websocket.send_bytes(piece))
-                    num_bytes += len(piece)
             account.end(status.HTTP_200_OK)
         except KNOWN_ERRORS as error:
             has_failed = True
@@ -312,7 +311,7 @@ class Conversation:
             await self._tell_error(error, **place)
         finally:
             account.end(GONE)  # or cut off: whoever has heard enough
-        await self._tell("audio.done", **place, total_bytes=num_bytes, error=has_failed)
+        await self._tell("audio.done", **place, total_bytes=account.num_bytes, error=has_failed)
 
     async def _audio(self, turn: Turn, sentence: str) -> AsyncGenerator[bytes, None]:
         text = checked_text(sentence, self._gate.settings.max_characters, param="text")
