@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from checkpoints import SHAPES, build_endless
+from crowd import silence_s
 from load import MODEL, TEXT, VOICE, sing
 from plots import line_plot, once
 from qwen3_tts_client import Overloaded, SpeechClient
@@ -114,15 +115,6 @@ class Load:
             whole_s=percentiles([h.whole_s for h in served]),
             audio_s_per_s=sum(h.audio_s for h in served) / took_s,
         )
-
-
-def silence_s(chunks: Sequence[tuple[float, float]]) -> float:
-    """How long a listener waits for chunks after the first: (arrival, seconds of audio), in order."""
-    waited_s, dry_at_s = 0.0, chunks[0][0]
-    for at_s, audio_s in chunks:
-        waited_s += max(0.0, at_s - dry_at_s)
-        dry_at_s = max(dry_at_s, at_s) + audio_s
-    return waited_s
 
 
 def percentiles(values: Sequence[float]) -> list[float]:

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from arrivals import Heard, Load, percentiles, poisson, silence_s
+from arrivals import Heard, Load, percentiles, poisson
+from crowd import silence_s
 from promises import longest_gap, unexplained_growth
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import ExitStack
 
 import grpc
 import numpy as np
@@ -16,20 +17,9 @@ from real_server import ROOT
 
 sys.path.insert(0, str(ROOT / "perf"))
 
+from crowd import NONSENSE, SPEAK, Ledger, call_until, groups, saved_voice
 from overload import Callers, Pressure
-from soak import (
-    NONSENSE,
-    SPEAK,
-    Filling,
-    Growth,
-    Ledger,
-    Look,
-    Soak,
-    call_together,
-    crowd,
-    silence_by_third,
-    soak,
-)
+from soak import Filling, Growth, Look, Soak, silence_by_third, soak
 
 NOTHING_GREW = Growth("triton", 0, 0.0, 0.0, 0, 0)
 MIB = 1 << 20
@@ -92,15 +82,27 @@ class Deceiver:
         yield final(chunk(3, samples=samples_of(3) * np.float32(0.9), finish_reason="stop"))
 
 
+class AfterDeeds:
+    """Over once everybody together has done so much, or somebody ends it."""
+
+    def __init__(self, most: int) -> None:
+        self._more = iter(range(most))
+        self._is_ended = False
+
+    def is_set(self) -> bool:
+        return self._is_ended or next(self._more, None) is None
+
+    def set(self) -> None:
+        self._is_ended = True
+
+
 def complaints_about(way: str) -> Ledger:
-    ledger, deceiver = Ledger(), Deceiver()
-    with (
-        triton(deceiver, models=tuple(MODEL_INPUTS)) as fake,
-        crowd(fake.url, None, ledger, callers=1, gateway_callers=0) as everybody,
-    ):
+    deceiver = Deceiver()
+    with triton(deceiver, models=tuple(MODEL_INPUTS)) as fake, saved_voice(fake.url), ExitStack() as stack:
+        alone = groups(fake.url, None, callers=1, gateway_callers=0)
+        callers = [caller for group in alone for caller in stack.enter_context(group.gathered())]
         deceiver.speak = getattr(deceiver, way)
-        call_together(everybody, 0.5)
-    return ledger
+        return call_until(callers, AfterDeeds(300))
 
 
 def test_a_server_that_speaks_well_is_not_complained_of():
