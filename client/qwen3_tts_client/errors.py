@@ -110,8 +110,10 @@ def error_from_triton(
     """
     if named := _CODED.match(message):
         code, message = grpc.StatusCode[named[1]], message[named.end() :]
-    told = (kind for words, kind in _KIND_BY_MESSAGE.items() if words in message)
-    kind = next(told, _KIND_BY_CODE.get(code, EngineFailed))
+    kind = _KIND_BY_CODE.get(code, EngineFailed)
+    # Where a model found fault with the caller's own words, it quotes them, and they may be Triton's.
+    if not (named and kind in (InvalidRequest, UnknownVoice)):
+        kind = next((told for words, told in _KIND_BY_MESSAGE.items() if words in message), kind)
     return kind(f"{url}: {message}" if kind is ServerUnavailable else message, request_id=request_id)
 
 

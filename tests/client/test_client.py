@@ -303,7 +303,6 @@ def test_a_dead_port_is_an_error_that_names_the_url(dead_url):
     [
         (StatusCode.INVALID_ARGUMENT, "top_k=-1 is out of range", InvalidRequest),
         (StatusCode.NOT_FOUND, "no voice named 'grandpa'", UnknownVoice),
-        (StatusCode.NOT_FOUND, "Request for unknown model: 'x' is not found", ServerUnavailable),
         (
             StatusCode.UNAVAILABLE,
             "Request for unknown model: 'x' has no available versions",
@@ -333,6 +332,7 @@ def test_a_refusal_keeps_its_words_and_finds_its_kind(code, message, kind):
     ("message", "kind"),
     [
         ("Exceeds maximum queue size", Overloaded),
+        ("Request for unknown model: 'x' is not found", ServerUnavailable),
         ("unexpected inference input 'instruct' for model 'qwen3_tts_base'", InvalidRequest),
         ("'qwen3_tts_base' version 1 is not at ready state", ServerUnavailable),
         (
@@ -348,6 +348,24 @@ def test_an_error_without_a_code_is_known_by_its_words(message, kind):
     with speaking(responds(error_text(message))) as (_, tts), pytest.raises(kind) as caught:
         tts.synthesize("Hi.")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (
+            "INVALID_ARGUMENT: language is 'Exceeds maximum queue size'; it must be one of Auto",
+            InvalidRequest,
+        ),
+        ("INVALID_ARGUMENT: speaker is 'is not at ready state'", InvalidRequest),
+        ("NOT_FOUND: no voice is called 'unknown model'", UnknownVoice),
+        ("UNAVAILABLE: Exceeds maximum queue size", Overloaded),
+    ],
+)
+def test_a_callers_own_words_do_not_pass_for_tritons(message, kind):
+    with speaking(responds(error_text(message))) as (_, tts), pytest.raises(SpeechError) as caught:
+        tts.synthesize("Hi.")
+    assert type(caught.value) is kind
 
 
 def test_an_ensembles_error_is_known_by_the_code_of_its_step():
