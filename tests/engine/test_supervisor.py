@@ -1,8 +1,12 @@
-"""What the supervisor makes of what it sees: who is well, asked or repaired, and how soon again."""
+"""What the supervisor makes of what it sees: who is well, asked or repaired, how soon; what comes back."""
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,7 +24,10 @@ from qwen3_tts_engine.launch.judging import (
     Signs,
     Watch,
 )
+from qwen3_tts_engine.launch.repairs import Repairs
+from qwen3_tts_engine.launch.supervisor import MOST_START_FAILURES, Supervisor
 from qwen3_tts_engine.launch.triton_http import speech_series
+from qwen3_tts_engine.launch.tritonserver import LaunchError
 from qwen3_tts_engine.processes import num_instances
 
 IDLE = Signs(slots=16)
@@ -189,3 +196,141 @@ def test_every_instance_is_a_process(groups: list[dict[str, object]], expected: 
     assert num_instances({"backend": "python", "instance_group": groups}) == expected
     assert num_instances({"backend": "onnxruntime", "instance_group": groups}) == 0
     assert num_instances({"platform": "ensemble"}) == 0
+
+
+class Tritonserver:
+    """One by hand, with the models a and b loaded; a start leaves it empty. It is its own Triton, too.
+
+    Args:
+        killing: how many more times loading this model kills the server.
+        refused: models that cannot be loaded.
+    """
+
+    pid = -1  # nobody's
+
+    def __init__(self, *refused: str, **killing: int) -> None:
+        self.refused = refused
+        self.killing = Counter(killing)
+        self.loaded: dict[str, Any] = {"a": {"parameters": "of its own"}, "b": {}}
+        self.exit_status: int | None = None
+        self.num_starts = 0
+
+    def die(self) -> None:
+        self.exit_status = -9
+
+    stop_at_once = die
+
+    def start_again(self) -> None:
+        self.exit_status, self.loaded = None, {}
+        self.num_starts += 1
+
+    def status(self) -> int | None:
+        return self.exit_status
+
+    def is_ready(self) -> bool:
+        return self.exit_status is None
+
+    def has_started(self) -> None: ...
+
+    def bound_log(self) -> None: ...
+
+    def failure(self, what: str) -> Exception:
+        return LaunchError(what)
+
+    def ready_models(self) -> list[str]:
+        return list(self.loaded)
+
+    def config(self, model: str) -> dict[str, Any]:
+        return self.loaded[model]
+
+    def load(self, model: str, config: dict[str, Any]) -> None:
+        if model in self.refused:
+            raise OSError(f"{model}: 400 no plankton left")
+        if self.killing[model]:
+            self.killing[model] -= 1
+            self.die()
+            raise ConnectionResetError("connection reset by peer")
+        self.loaded[model] = config
+
+
+class Supervised:
+    """A server with somebody who looks after it, on a clock that goes on by a second whenever it is read."""
+
+    def __init__(self, server: Tritonserver) -> None:
+        self.server = server
+        self.said: list[str] = []
+        self._supervisor = Supervisor(
+            server, server, 60, Repairs(), False, self.said.append, clock=itertools.count().__next__
+        )
+
+    def look(self, num_looks: int = 10) -> None:
+        for _ in range(num_looks):
+            self._supervisor.look()
+
+    def look_until_it_serves_again(self) -> None:
+        self.said.clear()
+        for _ in range(1000):
+            self.look(1)
+            if any("serves again" in line for line in self.said):
+                return
+            time.sleep(0.001)  # models are loaded on a thread of their own
+        raise AssertionError(self.said)
+
+
+def test_what_was_loaded_is_loaded_as_it_was_after_the_server_has_died() -> None:
+    supervised, server = seen(Tritonserver())
+    before = server.loaded
+    server.die()
+    supervised.look_until_it_serves_again()
+    assert server.loaded == before
+
+
+def test_a_server_that_dies_of_loading_what_it_had_is_started_again_and_loads_all_of_it() -> None:
+    supervised, server = seen(Tritonserver(a=2))
+    before = server.loaded
+    server.die()
+    supervised.look_until_it_serves_again()
+    assert server.loaded == before
+    assert server.num_starts == 3
+    assert "tritonserver ended with status -9 while a was loaded again" in supervised.said
+
+
+def test_a_server_that_always_dies_of_loading_what_it_had_is_given_up() -> None:
+    supervised, server = seen(Tritonserver(b=1000))
+    server.die()
+    with pytest.raises(LaunchError, match=f"could not be started {MOST_START_FAILURES} times in a row"):
+        supervised.look_until_it_serves_again()
+    assert server.num_starts == MOST_START_FAILURES
+
+
+def test_a_model_that_cannot_be_loaded_again_is_named_and_keeps_no_other_from_it() -> None:
+    supervised, server = seen(Tritonserver("a"))
+    server.die()
+    supervised.look_until_it_serves_again()
+    assert list(server.loaded) == ["b"]
+    assert supervised.said[-3:-1] == ["error: a: 400 no plankton left", "a could not be loaded again"]
+
+
+def test_a_server_that_dies_again_before_anybody_has_looked_still_gets_back_what_it_had() -> None:
+    supervised, server = seen(Tritonserver())
+    before = server.loaded
+    for _ in range(2):
+        server.die()
+        supervised.look_until_it_serves_again()
+    assert server.loaded == before
+
+
+def test_a_model_that_was_unloaded_before_the_server_died_stays_so() -> None:
+    supervised, server = seen(Tritonserver())
+    del server.loaded["a"]
+    supervised.look()
+    server.die()
+    supervised.look_until_it_serves_again()
+    assert list(server.loaded) == ["b"]
+
+
+def seen(server: Tritonserver) -> tuple[Supervised, Tritonserver]:
+    """With somebody who looks after it, and knows what it has."""
+    supervised = Supervised(server)
+    supervised.look()
+    return supervised, server

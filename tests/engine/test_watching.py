@@ -1,13 +1,16 @@
-"""Whoever looks after things is live while they look, and the page says so to probes."""
+"""Whoever looks after things is live while they look, and the page says so to probes; signals end it."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from qwen3_tts_engine.launch.config import LaunchConfig
+from qwen3_tts_engine.launch.launcher import main
 from qwen3_tts_engine.launch.ports import free_ports
 from qwen3_tts_engine.launch.repairs import Repairs, page_of
 from qwen3_tts_engine.launch.watching import LONGEST_LOOK_S, STOP_SIGNALS, Pulse, StopRequest, watch_until
@@ -31,11 +34,17 @@ def pulse(clock: Clock) -> Pulse:
 
 
 @pytest.fixture
-def stop() -> Iterator[StopRequest]:
+def handlers() -> Iterator[None]:
+    """Whatever a test does to those of the stop signals is undone after it."""
     before = {name: signal.getsignal(name) for name in STOP_SIGNALS}
-    yield StopRequest()
+    yield
     for name, handler in before.items():
         signal.signal(name, handler)
+
+
+@pytest.fixture
+def stop(handlers: None) -> StopRequest:
+    return StopRequest()
 
 
 class Sleeper:
@@ -96,3 +105,32 @@ def test_probes_hear_of_life_and_of_repairs_each_for_itself(clock: Clock, pulse:
         repairs.end("tritonserver")
         clock.now_s += LONGEST_LOOK_S + 1
         assert statuses() == (503, 200)
+
+
+@pytest.mark.parametrize("name", STOP_SIGNALS)
+def test_every_stop_signal_asks_for_the_end(name: signal.Signals, stop: StopRequest) -> None:
+    signal.raise_signal(name)
+    assert stop.made
+
+
+@pytest.mark.usefixtures("handlers")
+def test_under_nohup_the_end_of_the_terminal_asks_for_nothing() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.made
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.made
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("inherited", "status"), [(signal.SIG_DFL, 130), (signal.SIG_IGN, 0)])
+def test_under_nohup_the_end_of_the_terminal_ends_no_start(
+    inherited: signal.Handlers, status: int, tmp_path: Path
+) -> None:
+    def hang_up(config: LaunchConfig) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    signal.signal(signal.SIGHUP, inherited)
+    assert main(["--server-dir", str(tmp_path)], serve=hang_up) == status

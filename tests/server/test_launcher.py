@@ -83,6 +83,12 @@ def test_a_relative_path_starts_where_the_launcher_was_started(
     assert environment[variable] == seen.format(here=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["TRITON_API_KEY", "API_KEYS", "api_keys", "LIMITS_STORE"])
+def test_model_processes_do_not_see_what_others_are_to_keep_secret(name: str) -> None:
+    environment = server_environment({name: "secret"}, Installation(Path("tritonserver")))
+    assert "secret" not in environment.values()
+
+
 def test_models_are_cached_where_the_original_server_was_told_to(tmp_path: Path) -> None:
     installation = Installation(Path("tritonserver"))
     moved = server_environment({"MODEL_CACHE_DIR": str(tmp_path)}, installation)
@@ -316,6 +322,22 @@ def test_what_was_loaded_on_request_is_loaded_again_after_a_restart(
         assert echo(launcher.config, "hello") == "hello"
         index = post(launcher.config, "/v2/repository/index", {})
         assert {model["name"] for model in index if model.get("state") == "READY"} == {"echo"}
+
+
+def test_a_model_that_loads_no_more_keeps_no_other_from_coming_back(
+    toy_repository: Repository, tmp_path: Path
+) -> None:
+    repository = toy_repository("counter", "echo")
+    environment = {"PRELOAD_MODELS": "false", "TRITON_API_KEY": KEY}
+    with Launcher(repository, tmp_path, "--", "--log-verbose=1", **environment) as launcher:
+        for model in ("counter", "echo"):
+            post(launcher.config, f"/v2/repository/models/{model}/load", {})
+        asked = [f"/v2/models/{model}/config" for model in ("counter", "echo")]
+        wait_until(lambda: all(path in launcher.log() for path in asked), "the supervisor knows of both")
+        (repository / "counter" / "1" / "model.py").write_text("raise SystemError('no plankton left')")
+        kill_server(launcher)
+        assert "counter could not be loaded again" in launcher.read_until("tritonserver serves again")
+        assert echo(launcher.config, "hello") == "hello"
 
 
 def test_an_ensemble_that_comes_later_does_not_load_its_parts_again(

@@ -17,7 +17,10 @@ import httpx
 import psutil
 import pytest
 
+from qwen3_tts_engine.launch.config import LaunchConfig
 from qwen3_tts_engine.launch.ports import free_ports
+from qwen3_tts_engine.launch.repairs import Repairs
+from qwen3_tts_engine.launch.system import running_gateway
 from real_server import ROOT, Footprint, System, wait_until
 
 pytestmark = pytest.mark.triton
@@ -78,6 +81,42 @@ def test_a_gateway_that_dies_is_started_again(toy_repository: Repository, tmp_pa
         system.assert_gone()
 
 
+def test_a_gateway_is_being_brought_back_until_it_answers() -> None:
+    config, url = gateway_alone()
+    repairs = Repairs()
+    with running_gateway(config, repairs) as gateway:
+        gateway.process.kill()
+        gateway.process.wait()
+        gateway.look()
+        assert repairs.under_way() == ["gateway"]  # started, and not yet there
+
+        def is_brought_back() -> bool:
+            gateway.look()
+            return not repairs.under_way()
+
+        wait_until(is_brought_back, "the repair ends", timeout_s=PATIENCE_S)
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_the_gateway_listens_where_the_launcher_looks_for_it_and_not_where_its_dotenv_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("HOST=127.0.0.2\n")
+    monkeypatch.chdir(tmp_path)
+    config, url = gateway_alone()  # as with `HOST= make serve`
+    with running_gateway(config, Repairs()):
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_callers_keys_reach_the_gateway_and_no_model(toy_repository: Repository, tmp_path: Path) -> None:
+    with System(toy_repository("echo"), tmp_path, API_KEYS="key-of-a-caller") as system:
+        assert httpx.post(f"{system.url}{SPEECH}", json={"input": "Hello."}).status_code == 401
+        for variable, seen in {"$TRITON_HTTP_PORT": str(system.config.http_port), "$API_KEYS": ""}.items():
+            asked = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [variable]}]}
+            model = f"http://127.0.0.1:{system.config.http_port}/v2/models/echo/infer"
+            assert httpx.post(model, json=asked).json()["outputs"][0]["data"] == [seen]
+
+
 def test_a_tritonserver_that_dies_is_started_again_and_the_gateway_finds_it(
     toy_repository: Repository, tmp_path: Path
 ) -> None:
@@ -127,6 +166,13 @@ def test_a_port_in_use_is_refused_by_name_before_triton_is_started() -> None:
         run = run_in_vain(**four_ports() | {"PORT": str(port)})
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: PORT={port}: cannot listen on 127.0.0.1: ")
+
+
+def gateway_alone() -> tuple[LaunchConfig, str]:
+    """The configuration of one without Triton, on a free port, and its URL."""
+    [port] = free_ports(1)
+    environment = {name: value for name, value in os.environ.items() if name != "HOST"}
+    return LaunchConfig(environment={**environment, "PORT": str(port)}), f"http://127.0.0.1:{port}"
 
 
 def four_ports() -> dict[str, str]:

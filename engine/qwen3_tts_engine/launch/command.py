@@ -15,6 +15,9 @@ from qwen3_tts_engine.launch.machine import num_available_cores
 from qwen3_tts_engine.launch.tritonserver import Installation
 
 RESPONSE_CACHE_BYTES = 128 << 20  # for models of an operator's own; ours are not cached (decision 9)
+# Only the gateway needs these: keys in the clear, and a Redis's URL with its password. It takes them in small
+# letters, too.
+NOT_FOR_MODELS = frozenset({KEY_VARIABLE, "API_KEYS", "LIMITS_STORE"})
 PATHS = (*CHECKPOINT_VARIABLES.values(), "QWEN_TTS_TOKENIZER", "VOICE_STORE", "MODEL_CACHE_DIR")
 
 
@@ -33,7 +36,8 @@ def command(config: LaunchConfig, installation: Installation, regions_prefix: st
         f"--http-port={config.http_port}",
         f"--grpc-port={config.grpc_port}",
         f"--metrics-port={config.metrics_port}",
-        # Clients ping every 30 s; by default the server answers the third ping without data with GOAWAY.
+        # By default the server answers the third ping without data with GOAWAY. Our client pings too seldom
+        # for that; Envoy in front of several Tritons pings every 30 s, calls or none, and so may others.
         "--grpc-keepalive-permit-without-calls=1",
         "--grpc-http2-min-recv-ping-interval-without-data=10000",
         f"--cache-config=local,size={RESPONSE_CACHE_BYTES}",
@@ -49,7 +53,7 @@ def command(config: LaunchConfig, installation: Installation, regions_prefix: st
 
 def server_environment(given: Mapping[str, str], installation: Installation) -> dict[str, str]:
     folders = [*map(str, installation.library_path), given.get("LD_LIBRARY_PATH", "")]
-    given = {name: value for name, value in given.items() if name != KEY_VARIABLE}  # not for the models
+    given = {name: value for name, value in given.items() if name.upper() not in NOT_FOR_MODELS}
     given |= {name: _from_here(given[name], name) for name in PATHS if name in given}
     return {
         "OMP_NUM_THREADS": str(num_available_cores()),

@@ -19,7 +19,7 @@ from qwen3_tts_engine.launch.repairs import Repairs, page_of
 from qwen3_tts_engine.launch.saying import say
 from qwen3_tts_engine.launch.server import running_server
 from qwen3_tts_engine.launch.tritonserver import LaunchError
-from qwen3_tts_engine.launch.watching import STOP_SIGNALS, Pulse, StopRequest, watch_until
+from qwen3_tts_engine.launch.watching import Pulse, StopRequest, handle_stop_signals, watch_until
 
 
 def serve(config: LaunchConfig) -> int:
@@ -49,8 +49,7 @@ def showing_repairs(config: LaunchConfig, pulse: Pulse) -> Iterator[Repairs]:
 
 
 def main(argv: Sequence[str] | None = None, serve: Callable[[LaunchConfig], int] = serve) -> int:
-    for name in STOP_SIGNALS:  # until there is a server to drain, each ends the start
-        signal.signal(name, signal.default_int_handler)
+    handle_stop_signals(signal.default_int_handler)  # until there is a server to drain, each ends the start
     try:
         arguments = parsed(sys.argv[1:] if argv is None else argv)
         return serve(config_from(environment_with(Path(".env")), arguments))

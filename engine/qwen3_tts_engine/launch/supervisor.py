@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from qwen3_tts_engine.launch.judging import BackOff, Look, Reason, Signs, Watch
@@ -87,6 +88,7 @@ class Supervisor:
         self._back_off: defaultdict[str, BackOff] = defaultdict(BackOff)
         self._repair: Iterator[None] | None = None
         self._next_look_s = 0.0
+        self._configs: dict[str, dict[str, Any]] = {}  # of the models that the last look found loaded
         self._begin_to_watch()
 
     def look(self) -> None:
@@ -109,7 +111,6 @@ class Supervisor:
 
     def _begin_to_watch(self) -> None:
         self._watches: defaultdict[str, Watch] = defaultdict(Watch)
-        self._configs: dict[str, dict[str, Any]] = {}  # of the models that are loaded
         self._answered_s = self._clock()
 
     # --- seeing -----------------------------------------------------------------------------------------
@@ -134,8 +135,8 @@ class Supervisor:
         return None
 
     def _forget_all_but(self, models: list[str]) -> None:
-        for model in set(self._watches) - set(models):
-            del self._watches[model]
+        for model in {*self._watches, *self._configs} - set(models):
+            self._watches.pop(model, None)
             self._configs.pop(model, None)
 
     def _judge_server(self, error: Exception) -> Iterator[None] | None:
@@ -174,9 +175,8 @@ class Supervisor:
         return self._restart(reason) if has_streams else self._reload(model, reason)
 
     def _restart(self, reason: Reason) -> Iterator[None]:
-        """Until the server is ready again; each failed start counts as one more failure."""
+        """Until the server has again what it had; each failed start counts as one more failure."""
         self._repairs.begin("tritonserver", reason.value)
-        configs = self._configs
         for _ in range(MOST_START_FAILURES):
             began_s = self._clock()
             self._server.stop_at_once()
@@ -185,10 +185,10 @@ class Supervisor:
             yield from self._wait_for_start()
             if self._server.status() is None and self._server.is_ready():
                 self._server.has_started()
-                yield from self._in_between(lambda: self._restore(configs))
-                self._repairs.end("tritonserver")
-                self._say(f"tritonserver serves again, {self._clock() - began_s:.1f} s later")
-                return
+                if (yield from self._restore()):
+                    self._repairs.end("tritonserver")
+                    self._say(f"tritonserver serves again, {self._clock() - began_s:.1f} s later")
+                    return
         raise self._server.failure(f"tritonserver could not be started {MOST_START_FAILURES} times in a row")
 
     def _wait_for_start(self) -> Iterator[None]:
@@ -214,12 +214,21 @@ class Supervisor:
         else:
             yield from self._restart(reason)
 
-    def _restore(self, configs: Mapping[str, dict[str, Any]]) -> None:
-        """Load what was loaded, as it was: on first use, or with a checkpoint of its own."""
-        ready = self._triton.ready_models()
-        for model, config in configs.items():
-            if model not in ready or self._triton.config(model) != config:
-                self._triton.load(model, config)
+    def _restore(self) -> Generator[None, None, bool]:
+        """Load what was loaded; one that cannot be keeps no other from it. False: the server died of it."""
+        for model, config in self._configs.items():
+            is_loaded = yield from self._in_between(partial(self._load_as_it_was, model, config))
+            if (status := self._server.status()) is not None:
+                self._say(f"tritonserver ended with status {status} while {model} was loaded again")
+                return False
+            if not is_loaded:
+                self._say(f"{model} could not be loaded again")
+        return True
+
+    def _load_as_it_was(self, model: str, config: Mapping[str, Any]) -> None:
+        """On first use, or with a checkpoint of its own; most are there already, with the server's start."""
+        if model not in self._triton.ready_models() or self._triton.config(model) != config:
+            self._triton.load(model, config)
 
     def _in_between(self, act: Callable[[], None]) -> Generator[None, None, bool]:
         """Whether it went well; it takes its time on a thread of its own, while the server lives."""

@@ -68,6 +68,7 @@ class GatewayProcess:
         self, config: LaunchConfig, repairs: Repairs, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._repairs = repairs
+        self._address = gateway_address(config)
         self._environment = _environment(config)
         self._clock = clock
         self._back_off = BackOff()
@@ -75,9 +76,15 @@ class GatewayProcess:
         self.process = self._start()
 
     def look(self) -> None:
+        """See that it runs, and once it has been started again, that it answers."""
+        if self.process.poll() is not None:
+            self._bring_back()
+        elif "gateway" in self._repairs.under_way() and _answers(self._address):
+            self._repairs.end("gateway")
+            say("the gateway serves again")
+
+    def _bring_back(self) -> None:
         """Start it again when its pause is over; a key file or a port may be mended meanwhile."""
-        if self.process.poll() is None:
-            return
         if self._restart_s is None:
             self._repairs.begin("gateway", "died")
             pause_s = self._back_off.pause_s(self._clock())
@@ -89,7 +96,6 @@ class GatewayProcess:
         if self._clock() >= self._restart_s:
             self._restart_s = None
             self.process = self._start()
-            self._repairs.end("gateway")
 
     def _start(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C reaches this process alone, which drains in order.
@@ -111,9 +117,12 @@ def running_gateway(config: LaunchConfig, repairs: Repairs) -> Iterator[GatewayP
 
 
 def _environment(config: LaunchConfig) -> dict[str, str]:
-    ports = {name: str(port) for name, port in config.ports.items()}
+    """It reads `.env` again, below these: what both must agree on is handed on as it was understood here."""
+    host, port = gateway_address(config)
+    hosts = {"HOST": host, "TRITON_HOST": config.client_host}
+    ports = {name: str(port) for name, port in (config.ports | {"PORT": port}).items()}
     key = {KEY_VARIABLE: config.access.api_key}
-    return {**config.environment, "TRITON_HOST": config.client_host, **ports, **key}
+    return {**config.environment, **hosts, **ports, **key}
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: Address) -> None:

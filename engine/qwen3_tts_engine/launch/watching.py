@@ -5,10 +5,18 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Protocol
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_LOOK_S = 60.0
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Have each of them call this; but where nohup had SIGHUP ignored, it stays so."""
+    for name in STOP_SIGNALS:
+        if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, handler)
 
 
 class StopRequest:
@@ -16,8 +24,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made = False
-        for name in STOP_SIGNALS:
-            signal.signal(name, self._take)
+        handle_stop_signals(self._take)
 
     def _take(self, *_: object) -> None:
         if self.made:
