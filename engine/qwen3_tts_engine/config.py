@@ -80,8 +80,7 @@ class CheckpointConfig:
         Raises:
             ConfigError: for a name or a value that means nothing here.
         """
-        own = {name: text for name, text in parameters.items() if not name.isupper()}
-        return cls(**{name: typed(cls, name, text) for name, text in own.items()})
+        return cls(**{name: typed(cls, name, text) for name, text in own_parameters(parameters).items()})
 
     def overridden_by(self, environment: Mapping[str, str], task: str) -> Self:
         """The same with every variable that is set and not empty taking its parameter's place."""
@@ -146,6 +145,11 @@ class BaseConfig(EngineConfig):
     voice_store: str = "../../saved_voices"
 
 
+def own_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Without those in capitals, which are Triton's own."""
+    return {name: text for name, text in parameters.items() if not name.isupper()}
+
+
 def typed(cls: type[Any], name: str, text: str) -> Any:
     """A parameter's text as the type its field has.
 
@@ -168,6 +172,13 @@ def _integer(name: str, text: str) -> int:
         raise ConfigError(f"{name} is {text!r}; it must be a whole number") from None
 
 
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}; it must be a number") from None
+
+
 def _integer_or_auto(name: str, text: str) -> int | None:
     if text == "auto":
         return None
@@ -186,6 +197,7 @@ def _boolean(name: str, text: str) -> bool:
 _READERS = {
     "int": _integer,
     "int | None": _integer_or_auto,
+    "float": _number,
     "bool": _boolean,
     "str": lambda name, text: text,
 }

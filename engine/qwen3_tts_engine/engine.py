@@ -79,7 +79,7 @@ class Engine:
         talker = checkpoint.config.talker
         graphs = Graphs.on(device) if graphs is None else graphs
         slot = SlotMemory.of(talker, dtype, decoder.blank_past(1), resident_positions(graphs))
-        self.slots = choose_slots(config, slot, talker, device, checkpoint.talker_bytes(dtype))
+        self.slots = choose_slots(config, slot, talker, device, checkpoint.talker_bytes(dtype, device))
         attention = attention_kernels(config.flash_attention, device, dtype)
         self.runner = ModelRunner(weights, checkpoint.config, self.slots, attention, graphs)
         weights.expect_taken()
@@ -87,7 +87,7 @@ class Engine:
         self.scheduler = Scheduler(self.slots, PROFILES[config.profile], talker.codec_eos_token_id)
 
         self._capacity = self.slots + config.waiting_room
-        self._door = threading.Condition()  # guards the five below
+        self._door = threading.Condition()  # guards the four below
         self._arrivals: deque[Sequence] = deque()
         self._announced = 0  # requests that were not settled yet
         self._inside = 0  # sequences submitted and not yet released
@@ -301,10 +301,10 @@ class Engine:
         return plan
 
     def _seat(self, newcomers: list[Sequence]) -> None:
-        self.metrics.add(families.WAITING, -len(newcomers))
-        self.metrics.add(families.ACTIVE_SLOTS, len(newcomers))
         for sequence in newcomers:
             sequence.seated_s = self._clock()
+            self.metrics.add(families.WAITING, -1)
+            self.metrics.add(families.ACTIVE_SLOTS)
             self.codec.reset(sequence.slot)
             voice = sequence.request.voice
             if voice is not None and voice.ref_codes is not None:
@@ -350,7 +350,7 @@ class Engine:
 
     def _dismiss(self, sequence: Sequence, error: SpeechError | None) -> Move | None:
         """Free the slot and the place at the door, and tell the caller; touches no device."""
-        self.metrics.add(families.WAITING if sequence.slot < 0 else families.ACTIVE_SLOTS, -1)
+        self.metrics.add(families.WAITING if sequence.seated_s is None else families.ACTIVE_SLOTS, -1)
         move = self.scheduler.release(sequence)
         with self._door:
             self._inside -= 1

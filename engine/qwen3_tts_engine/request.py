@@ -15,6 +15,9 @@ FRAME_SAMPLES = 1_920  # one frame: 16 codes, 80 ms
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
 CODES_PER_FRAME = 16
 MAX_REFERENCE_FRAMES = 750  # a minute; the published models are prompted with seconds
+# Of a speaker embedding; trained ones stay below 100. What bfloat16 or float16 cannot hold would become
+# infinite, and every sum with it no number.
+MAX_EMBEDDING_VALUE = 1e4
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,16 @@ class VoicePrompt:
     speaker_embedding: NDArray[np.float32]
     ref_codes: NDArray[np.int64] | None = None
     ref_text: str = ""
+
+
+def check_embedding(embedding: NDArray[np.float32]) -> None:
+    """Raise InvalidRequest for a speaker embedding that nothing can be computed with."""
+    largest = np.abs(embedding).max(initial=0.0)
+    if not largest <= MAX_EMBEDDING_VALUE:
+        raise InvalidRequest(
+            f"speaker_embedding reaches {largest:g}; its values must be numbers from"
+            f" -{MAX_EMBEDDING_VALUE:g} to {MAX_EMBEDDING_VALUE:g}"
+        )
 
 
 def check_reference(codes: NDArray[np.int64], text: str, num_codes: int) -> None:

@@ -122,7 +122,7 @@ class Sequence:
 
     @property
     def next_text_token(self) -> int | None:
-        """The text token that joins the frame just spoken; None once the text is through."""
+        """The text token that joins the next frame; None once the text is through."""
         step = self.num_frames
         return self.prompt.trailing[step] if step < len(self.prompt.trailing) else None
 

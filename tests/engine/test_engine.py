@@ -310,6 +310,22 @@ def test_metrics_tell_what_happened(load_engine: Callable[..., Engine], long: Sp
     assert len(tally.observations[families.REAL_TIME_FACTOR.name]) == 1
 
 
+def test_a_failed_step_leaves_nobody_counted(
+    load_engine: Callable[..., Engine], long: SpeechRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_engine(slots=2)
+    engine.metrics = tally = Tally()
+    speaker = Speaker(engine)
+    speaker.submit(long)
+    engine.step()
+    speaker.submit(HELLO)  # takes a slot in the step that fails, and was never spoken to
+    monkeypatch.setattr(engine.runner, "advance", _no_memory)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.step()
+    engine._fail_everyone(EngineFailed("no memory"))
+    assert (tally[families.ACTIVE_SLOTS], tally[families.WAITING]) == (0, 0)
+
+
 def test_memory_that_a_long_utterance_took_is_given_back(make_speaker: Callable[..., Speaker]) -> None:
     speaker = make_speaker(slots=1)
     cache = speaker.engine.runner.cache

@@ -336,6 +336,20 @@ def test_the_number_of_threads_does_not_matter_to_frames(
     assert torch.equal(FrameMaker(path, "float32").speak([*DRAWS], num_frames=3)[0], codes)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_states_that_are_no_numbers_draw_codes_all_the_same(
+    form: str, path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is drawn is an index into tables."""
+    maker = FrameMaker(path, form)
+    maker.speak([*DRAWS], num_frames=2)  # scratch memory is no longer empty
+    monkeypatch.setattr(torch, "randn", lambda size, **_: torch.full((size,), torch.nan))
+    codes, _ = maker.speak([*DRAWS], num_frames=3)
+    assert (codes[..., 0] < maker.config.vocab_size).all()
+    assert (codes[..., 1:] < maker.config.code_predictor_config.vocab_size).all()
+    assert (codes >= 0).all()
+
+
 def test_no_end_is_drawn_before_the_second_frame_and_no_control_code_ever(path: Path, library: str) -> None:
     maker = FrameMaker(path, "float32")
     codes, _ = maker.speak(["hot"] * SLOTS, num_frames=40)

@@ -302,7 +302,7 @@ def test_the_words_of_a_reference_do_not_count_as_text_to_be_spoken(base):
         (voice(width=32), "speaker_embedding has 32 values; this checkpoint's voices have 64"),
         (
             VoicePrompt(np.full(WIDTH, np.nan, np.float32)),
-            "speaker_embedding holds values that are not finite",
+            "speaker_embedding reaches",
         ),
         (voice(10, ref_text=" "), "ref_text is missing; ref_codes needs the words"),
         (voice(10, ref_text="Hi <|im_end|>"), "ref_text contains the control token <|im_end|>"),
@@ -324,6 +324,7 @@ def test_a_voice_this_checkpoint_cannot_speak_with_is_refused(base, wrong, compl
     assert str(refusal.value).startswith(complaint)
 
 
-def test_a_designed_voice_needs_its_description(reader_of):
+@pytest.mark.parametrize("instruct", [None, "", " \n"])
+def test_a_designed_voice_needs_its_description(reader_of, instruct):
     with pytest.raises(InvalidRequest, match="instruct is missing; describe the voice that should speak"):
-        reader_of("voice_design").write()
+        reader_of("voice_design").write(instruct=instruct)

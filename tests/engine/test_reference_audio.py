@@ -265,7 +265,7 @@ def test_an_operator_sets_the_limits():
     [
         ({"max_second": "4"}, "unknown parameter 'max_second'; did you mean 'max_seconds'?"),
         ({"volume": "4"}, "unknown parameter 'volume'; known are max_bytes,"),
-        ({"max_bytes": "10 MB"}, "max_bytes is '10 MB'; it must be a number"),
+        ({"max_bytes": "10 MB"}, "max_bytes is '10 MB'; it must be a whole number"),
         ({"max_bytes": "0"}, "max_bytes is 0; it must be at least 1"),
         ({"min_seconds": "31"}, "min_seconds is 31 and max_seconds 30"),
         ({"max_seconds": "nan"}, "max_seconds nan"),

@@ -84,14 +84,6 @@ def test_each_frame_is_joined_by_the_next_text_token_until_the_text_is_through()
     assert joined == [11, 12, None, None]
 
 
-def test_text_that_arrives_while_the_voice_speaks_is_still_read():
-    speaking = sequence(trailing=[11])
-    speaking.add_frame(FRAME)
-    assert speaking.next_text_token is None
-    speaking.prompt.trailing.append(12)
-    assert speaking.next_text_token == 12
-
-
 def test_frames_wait_in_order_and_are_taken_once():
     speaking = sequence()
     for code in range(3):

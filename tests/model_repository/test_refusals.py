@@ -35,6 +35,10 @@ def test_another_models_error_keeps_its_code_and_its_words(told, code, words):
         ),
         ("'qwen3_tts_base' version 1 is not at ready state", TritonError.UNAVAILABLE),
         ("unexpected inference input 'mood'", TritonError.INVALID_ARG),
+        (
+            "in ensemble 'create_voice', Failed to process the request(s) for model 'voice_encoder'",
+            TritonError.INTERNAL,
+        ),
     ],
 )
 def test_tritons_own_words_find_their_code(told, code):

@@ -112,10 +112,12 @@ class Checkpoint:
     def talker_weights(self, dtype: torch.dtype, device: torch.device, int8_layers: bool = False) -> Weights:
         return _open_weights(self.path, dtype, device, int8_layers).below("talker.")
 
-    def talker_bytes(self, dtype: torch.dtype) -> int:
-        """About what the talker's weights take in memory; the files hold bfloat16."""
+    def talker_bytes(self, dtype: torch.dtype, device: torch.device) -> int:
+        """About what the talker's weights and, on a GPU, its `TextTable` take; files hold bfloat16."""
         on_disk = sum(file.stat().st_size for file in _weight_files(self.path))
-        return on_disk * dtype.itemsize // torch.bfloat16.itemsize
+        talker = self.config.talker
+        table = talker.text_vocab_size * talker.hidden_size if device.type == "cuda" else 0
+        return on_disk * dtype.itemsize // torch.bfloat16.itemsize + table * dtype.itemsize
 
     def speaker_encoder_weights(self, dtype: torch.dtype, device: torch.device) -> Weights:
         return _open_weights(self.path, dtype, device).below("speaker_encoder.")

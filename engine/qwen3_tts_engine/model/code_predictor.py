@@ -23,7 +23,6 @@ class CodePredictor:
     def __init__(self, weights: Weights, config: TalkerConfig, embedding: CodeEmbedding, slots: int) -> None:
         own, positions = config.code_predictor_config, config.num_code_groups
         self._steps = positions - 1
-        self.vocab_size = own.vocab_size
         self._embedding = embedding
         self._heads = [Linear.load(weights, f"lm_head.{k}") for k in range(self._steps)]
         self._project = _talker_projection(weights)

@@ -51,6 +51,7 @@ class TalkerConfig(DecoderConfig):
 
     code_predictor_config: PredictorConfig = PredictorConfig()
     vocab_size: int = 3072
+    text_vocab_size: int = 0  # set by the checkpoint
     hidden_size: int = 1024
     intermediate_size: int = 2048
     num_hidden_layers: int = 20

@@ -25,12 +25,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from qwen3_tts_engine.errors import InvalidRequest
 from qwen3_tts_engine.model.config import SpeechConfig
 from qwen3_tts_engine.model.text import TextTokenizer
-from qwen3_tts_engine.request import SpeechRequest, VoicePrompt, check_reference
+from qwen3_tts_engine.request import SpeechRequest, VoicePrompt, check_embedding, check_reference
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +59,8 @@ MAX_CHARACTERS_PER_TOKEN = (
 class Prompt:
     """One request as the talker sees it.
 
-    `trailing` holds the text tokens that join the frames to come, the first of them the next frame. It may
-    still grow while the voice speaks; when it has run out, padding takes its place, as upstream has it.
+    `trailing` holds the text tokens that join the frames to come, the first of them the next frame. When it
+    has run out, padding takes its place, as upstream has it.
     """
 
     text: list[int]
@@ -155,7 +153,7 @@ class PromptWriter:
             prompt.trailing += text[len(codec) :]
 
     def _instruct_tokens(self, request: SpeechRequest) -> list[int]:
-        if not request.instruct and self._config.tts_model_type == "voice_design":
+        if self._config.tts_model_type == "voice_design" and not (request.instruct or "").strip():
             raise InvalidRequest("instruct is missing; describe the voice that should speak")
         if not request.instruct:
             return []
@@ -176,7 +174,7 @@ class PromptWriter:
         name = request.language.lower()
         if name not in (language.lower() for language in self._config.languages):
             raise InvalidRequest(
-                f"language is {request.language!r}; this model has {', '.join(self._config.languages)}"
+                f"language is {request.language[:80]!r}; this model has {', '.join(self._config.languages)}"
             )
         dialect = self._config.speaker_dialects.get(self._speaker(request))
         if dialect and name in ("auto", "chinese"):
@@ -192,7 +190,7 @@ class PromptWriter:
         name = self._speaker(request)
         if name and name not in self._config.speaker_ids:
             known = ", ".join(self._config.speakers) or "no built-in speakers"
-            raise InvalidRequest(f"speaker is {request.speaker!r}; this model has {known}")
+            raise InvalidRequest(f"speaker is {str(request.speaker)[:80]!r}; this model has {known}")
         return [self._config.speaker_ids[name]] if name else []
 
     def _check_voice(self, voice: VoicePrompt | None) -> None:
@@ -207,8 +205,7 @@ class PromptWriter:
                 f"speaker_embedding has {size[0]} values; this checkpoint's voices have {expected[0]}: "
                 "the voice was made by a model of another size"
             )
-        if not np.isfinite(voice.speaker_embedding).all():
-            raise InvalidRequest("speaker_embedding holds values that are not finite numbers")
+        check_embedding(voice.speaker_embedding)
         if voice.ref_codes is not None:
             num_codes = self._config.talker.code_predictor_config.vocab_size
             check_reference(voice.ref_codes, voice.ref_text, num_codes)

@@ -18,7 +18,7 @@ class TextTable:
     """`text_projection(text_embedding(id))` of every token met so far, one row each.
 
     Computed when a token first appears in a prompt, so the frame loop only ever looks rows up. The table
-    is as large as the vocabulary, but memory is only touched where tokens are used.
+    is as large as the vocabulary; on a CPU, memory is only touched where tokens are used.
     """
 
     def __init__(self, weights: Weights, hidden_size: int) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
+from qwen3_tts_engine.config import own_parameters, typed
 from qwen3_tts_engine.errors import ConfigError
 
 SAMPLE_RATE = 24_000  # of what is handed on
@@ -55,21 +54,9 @@ class Limits:
         Raises:
             ConfigError: for a name or a value that means nothing here.
         """
-        return cls(**{name: _number(name, text.strip()) for name, text in parameters.items()})
+        return cls(**{name: typed(cls, name, text) for name, text in own_parameters(parameters).items()})
 
     @property
     def seconds(self) -> str:
         """For messages."""
         return f"{self.min_seconds:g} to {self.max_seconds:g} s are allowed"
-
-
-def _number(name: str, text: str) -> Any:
-    kinds = {field.name: str(field.type) for field in fields(Limits)}
-    if name not in kinds:
-        closest = difflib.get_close_matches(name, kinds, n=1)
-        hint = f"; did you mean {closest[0]!r}?" if closest else f"; known are {', '.join(kinds)}"
-        raise ConfigError(f"unknown parameter {name!r}{hint}")
-    try:
-        return int(text) if kinds[name] == "int" else float(text)
-    except ValueError:
-        raise ConfigError(f"{name} is {text!r}; it must be a number") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from qwen3_tts_engine.config import BaseConfig, EngineConfig
 from qwen3_tts_engine.triton.reading import FindVoice
 from qwen3_tts_engine.triton.speech import SpeechModel
+from qwen3_tts_engine.voices.lookup import Lookup
 from qwen3_tts_engine.voices.mixing import resolve_voice
 from qwen3_tts_engine.voices.store import open_store
 
@@ -21,4 +22,4 @@ class BaseModel(SpeechModel):
     def _saved_voices(self, config: EngineConfig, directory: Path) -> FindVoice:
         assert isinstance(config, BaseConfig)
         store = open_store(config.voice_store, directory)
-        return partial(resolve_voice, store, num_values=self.engine.speech_config.talker.hidden_size)
+        return Lookup(partial(resolve_voice, store, num_values=self.engine.speech_config.talker.hidden_size))

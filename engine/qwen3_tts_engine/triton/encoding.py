@@ -35,7 +35,7 @@ ENCODERS = {"float32": None, "pcm16_base64": pcm16, "wav_base64": wav}
 
 def check(encoding: str) -> None:
     if encoding not in ENCODERS:
-        raise InvalidRequest(f"audio_encoding is {encoding!r}; it must be one of {', '.join(ENCODERS)}")
+        raise InvalidRequest(f"audio_encoding is {encoding[:80]!r}; it must be one of {', '.join(ENCODERS)}")
 
 
 def encode(samples: NDArray[np.float32], encoding: str) -> tuple[NDArray[np.float32], bytes]:

@@ -195,7 +195,7 @@ def refuse_unknown(request: Any, inputs: Collection[str]) -> None:
         if "-" in name and name.replace("-", "_") not in inputs:
             continue
         hint = f"; did you mean {closest[0]!r}?" if closest else ""
-        raise InvalidRequest(f"unknown input {name!r}{hint}")
+        raise InvalidRequest(f"unknown input {name[:80]!r}{hint}")
 
 
 def check_rows(name: str, values: Values) -> None:

@@ -113,7 +113,8 @@ class ResponseStream:
 
     def ask_whether_cancelled(self) -> None:
         """On the courier's thread."""
-        self.cancelled = self.cancelled or self._sender.is_cancelled()
+        if self._sender.is_cancelled():  # never back to False: the engine's thread may have set it meanwhile
+            self.cancelled = True
 
     def send(self, make: MakeResponse) -> None:
         """Pass a chunk on, unless the request is over: another row may have failed meanwhile."""

@@ -22,7 +22,7 @@ def infer_task(task: str | None, given: Collection[str]) -> str:
         InvalidRequest: for an unknown task, or inputs that belong to another one.
     """
     if task is not None and task not in TASKS:
-        raise InvalidRequest(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
+        raise InvalidRequest(f"task is {task[:80]!r}; it must be one of {', '.join(TASKS)}")
     of_base = [name for name in BASE_INPUTS if name in given]
     if task is None:
         task = _told_by(of_base, given)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, LOADED_CHECKPOINT, typed
+from qwen3_tts_engine.config import CHECKPOINT_VARIABLES, LOADED_CHECKPOINT, own_parameters, typed
 from qwen3_tts_engine.errors import ConfigError, InvalidRequest
 from qwen3_tts_engine.model.checkpoint import resolve
 from qwen3_tts_engine.model.config import SpeechConfig, read_speech_config
@@ -55,7 +55,7 @@ class VoicesConfig:
         Raises:
             ConfigError: for a parameter that means nothing here, or one that is missing.
         """
-        own = {name: text for name, text in given.items() if not name.isupper()}  # capitals are Triton's
+        own = own_parameters(given)
         own |= {
             name: environment[variable] for variable, name in VARIABLES.items() if environment.get(variable)
         }

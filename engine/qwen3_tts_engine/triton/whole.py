@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from qwen3_tts_engine.errors import InvalidRequest, Overloaded, SpeechError
+from qwen3_tts_engine.errors import EngineFailed, InvalidRequest, Overloaded, SpeechError
 from qwen3_tts_engine.triton.answering import AnsweringModel, Outputs, Row
 from qwen3_tts_engine.triton.errors import CODED, OF_CODE
 from qwen3_tts_engine.triton.reading import INPUTS
@@ -24,16 +24,21 @@ OUTPUTS = ("audio", "encoded_audio", "sample_rate", "num_frames", "finish_reason
 
 
 # An error loses its code on its way out of a call (Triton 24.10). A model's words name it; these are Triton's
-# own. Everything else that Triton says no to is the request's fault.
-UNAVAILABLE = (
-    "Exceeds maximum queue size",
-    "Request timeout expired",
-    "unknown model",
-    "is not ready",
-    "is not at ready state",
-    "has stopped accepting new",
-    "is not healthy",
-)
+# own. Everything else is no fault of the request's, such as what the Python backend says when it fails.
+OF_WORDS: dict[str, type[SpeechError]] = {
+    "Exceeds maximum queue size": Overloaded,
+    "Request timeout expired": Overloaded,
+    "unknown model": Overloaded,
+    "is not ready": Overloaded,
+    "is not at ready state": Overloaded,
+    "has stopped accepting new": Overloaded,
+    "is not healthy": Overloaded,
+    "inference input": InvalidRequest,
+    "unexpected shape": InvalidRequest,
+    "batch size does not match": InvalidRequest,
+    "batch-size must be": InvalidRequest,
+    "expected number of inputs": InvalidRequest,
+}
 
 
 class WholeUtterance(AnsweringModel):
@@ -58,8 +63,8 @@ def as_speech_error(message: str) -> SpeechError:
     """Another model's error, which becomes this one's."""
     if named := CODED.match(message):
         return OF_CODE[named[1]](message[named.end() :])
-    is_unavailable = any(words in message for words in UNAVAILABLE)
-    return (Overloaded if is_unavailable else InvalidRequest)(message)
+    kind = next((kind for words, kind in OF_WORDS.items() if words in message), EngineFailed)
+    return kind(message)
 
 
 def _with_voice(given: dict[str, Any], trace: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from qwen3_tts_engine.errors import EngineFailed, InvalidRequest
+from qwen3_tts_engine.errors import EngineFailed, InvalidRequest, NotFound
 from qwen3_tts_engine.request import VoicePrompt
 from qwen3_tts_engine.voices.voice import Voice, VoiceSummary
 
@@ -131,6 +131,10 @@ def read_entry(name: str, data: bytes) -> Entry:
         return Entry(VoiceSummary(**raw["voice"]), raw["object"])
     except UNREADABLE as error:
         raise damaged(name, str(error)) from error
+
+
+def not_found(name: str) -> NotFound:
+    return NotFound(f"there is no voice named {name!r}")
 
 
 def damaged(name: str, reason: str) -> EngineFailed:

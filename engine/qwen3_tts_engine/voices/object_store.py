@@ -20,6 +20,7 @@ from qwen3_tts_engine.voices.format import (
     Entry,
     damaged,
     digest_of,
+    not_found,
     read_entry,
     read_object,
     write_entry,
@@ -63,7 +64,7 @@ class ObjectStore:
             before = self._digest(voice.name)
             self._bucket.write(_object_path(digest), data)
             self._bucket.write(_entry_path(voice.name), write_entry(voice, digest))
-            if before and before != digest:
+            if before:  # another object, even of the same voice
                 self._discard(before)
 
     def get(self, name: str) -> Voice:
@@ -90,7 +91,7 @@ class ObjectStore:
         with _failing(f"cannot write: voice {name!r} was not deleted"), self._bucket.exclusive():
             digest = self._digest(name)
             if digest is None:
-                raise _not_found(name)
+                raise not_found(name)
             self._bucket.remove(_entry_path(name))
             if digest:
                 self._discard(digest)
@@ -113,7 +114,7 @@ class ObjectStore:
         try:
             return read_entry(name, self._bucket.read(_entry_path(name)))
         except FileNotFoundError:
-            raise _not_found(name) from None
+            raise not_found(name) from None
 
     def _entry_at(self, path: str) -> Entry | None:
         """None for an entry that is damaged, or that has just been deleted."""
@@ -151,10 +152,6 @@ def _object_path(digest: str) -> str:
 
 def _entry_path(name: str) -> str:
     return f"names/{digest_of(name.encode())}.json"
-
-
-def _not_found(name: str) -> NotFound:
-    return NotFound(f"there is no voice named {name!r}")
 
 
 @contextmanager

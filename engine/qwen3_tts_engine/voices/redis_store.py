@@ -10,10 +10,11 @@ from typing import Any
 
 import redis
 
-from qwen3_tts_engine.errors import ConfigError, EngineFailed, NotFound
+from qwen3_tts_engine.errors import ConfigError, EngineFailed
 from qwen3_tts_engine.voices.format import (
     damaged,
     digest_of,
+    not_found,
     read_entry,
     read_object,
     write_entry,
@@ -61,7 +62,7 @@ class RedisStore:
             transaction.hget(OBJECTS, name)
             entry, data = transaction.execute()
         if entry is None:
-            raise _not_found(name)
+            raise not_found(name)
         if data is None:
             raise damaged(name, "its object is missing")
         return read_object(name, read_entry(name, entry).digest, data)
@@ -79,7 +80,7 @@ class RedisStore:
             transaction.hdel(OBJECTS, name)
             num_entries, _ = transaction.execute()
         if not num_entries:
-            raise _not_found(name)
+            raise not_found(name)
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
@@ -97,7 +98,3 @@ def _readable(entries: builtins.list[tuple[bytes, bytes]]) -> Iterator[VoiceSumm
             yield read_entry(name.decode(errors="replace"), data).summary
         except EngineFailed as error:
             logger.error("%s", error)
-
-
-def _not_found(name: str) -> NotFound:
-    return NotFound(f"there is no voice named {name!r}")

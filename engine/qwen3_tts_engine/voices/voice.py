@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_tts_engine.errors import InvalidRequest
-from qwen3_tts_engine.request import VoicePrompt, check_reference
+from qwen3_tts_engine.request import VoicePrompt, check_embedding, check_reference
 from qwen3_tts_engine.voices.names import check_name
 
 # The published models have 1024 or 2048 values, and are prompted with seconds; these bound what is taken.
@@ -98,8 +98,7 @@ def _check_embedding(embedding: NDArray[np.float32]) -> None:
         raise InvalidRequest(
             f"speaker_embedding has {embedding.size} values; it must have 1 to {MAX_EMBEDDING_VALUES}"
         )
-    if not np.isfinite(embedding).all():
-        raise InvalidRequest("speaker_embedding holds values that are not finite numbers")
+    check_embedding(embedding)
 
 
 def _check_text(text: str) -> None:

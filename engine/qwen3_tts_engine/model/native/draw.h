@@ -40,7 +40,12 @@ class Candidates {
 
   int64_t draw(float* logits, int64_t vocab, const Rules& rules, int64_t row, const float* noise) {
     if (!rules.sampled[row]) return likeliest(logits, vocab);
-    for (int64_t i = 0; i < vocab; ++i) logits[i] /= rules.temperature[row];
+    bool are_numbers = true;
+    for (int64_t i = 0; i < vocab; ++i) {
+      logits[i] /= rules.temperature[row];
+      are_numbers &= logits[i] == logits[i];
+    }
+    if (!are_numbers) return likeliest(logits, vocab);  // nothing below could be ordered by them
     keep_top(logits, vocab, rules.kth[row]);
     if (rules.tail[row] > 0) cut_tail(rules.tail[row]);
     return win(noise);

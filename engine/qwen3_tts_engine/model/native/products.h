@@ -29,8 +29,7 @@ constexpr int64_t kPrefetchedBytes = 4096;
 // are for, adds up. `kRows`: as many as have their sums in registers.
 
 struct Float32 {
-  using Number = float;  // in which a model with such weights has its states and its cache
-  using Group = float;   // a row's inputs for one group of weights
+  using Group = float;  // a row's inputs for one group of weights
   using Sum = Floats;
   static constexpr int64_t kInputs = 1;  // in a group
   static constexpr int kRows = kLanes == 16 ? 12 : 6;
@@ -47,7 +46,6 @@ struct Float32 {
 
 // The processor's product of bfloat16 pairs wants the row in bfloat16, too.
 struct Bfloat16 {
-  using Number = uint16_t;
   using Group = int32_t;
   using Sum = Floats;
   static constexpr int64_t kInputs = 2;
@@ -83,7 +81,6 @@ struct Int8 {
 
 // A pair's weights are the halves of a word: each becomes a float32 where it stands.
 struct Bfloat16 {
-  using Number = uint16_t;
   struct Group {
     float first, second;
   };
