@@ -118,7 +118,7 @@ _ALERTS = (
         meaning="Prometheus reaches no Triton.",
         remedy=(
             "Do callers get audio? Then it is Prometheus: its targets page, and the network policy that "
-            "lets it in. If not: are the instances there, and what do their logs end with? A first start "
+            "lets it in. If not: are the replicas there, and what do their logs end with? A first start "
             "downloads the weights and takes minutes. Roll back what was changed last."
         ),
         measured=_nobody_serves,
@@ -142,7 +142,7 @@ _ALERTS = (
         meaning="An engine holds utterances and makes no frame.",
         remedy=(
             "The supervisor ends this by itself within two minutes; `Repairs` follows. Still there after "
-            "that: restart the instance, and keep its log, whose last lines name the step. On a GPU look "
+            "that: restart the replica, and keep its log, whose last lines name the step. On a GPU look "
             "for Xid errors in `dmesg`."
         ),
         measured=_held_without_a_frame,
@@ -154,7 +154,7 @@ _ALERTS = (
         meaning="More than 1 % of a model's requests break: a step of its engine, or the voice store.",
         remedy=(
             "The log of the model names which. Store: is Redis or the volume there, and has it room? "
-            "Memory of the device: fewer slots (docs/memory.md). One instance only: restart it. All of "
+            "Memory of the device: fewer slots (docs/memory.md). One replica only: restart it. All of "
             "them since a release: roll back."
         ),
         measured=_outcome("failed"),
@@ -181,7 +181,7 @@ _ALERTS = (
         meaning="One utterance in ten is spoken slower than it plays: listeners run dry.",
         remedy=(
             "Is the device slower than it was: another process on it, its clock, its temperature? "
-            "Otherwise there are too many utterances at once for it: more instances now, fewer slots "
+            "Otherwise there are too many utterances at once for it: more replicas now, fewer slots "
             "(`slots`) later."
         ),
         measured=_quantile(0.9, "qwen3_tts_real_time_factor"),
@@ -193,7 +193,7 @@ _ALERTS = (
         meaning="Listeners run dry more than once in ten seconds of audio.",
         remedy=(
             "As `SlowerThanRealTime`; where that is silent, single chunks come late: long prompts between "
-            "them. More instances, or the profile `latency`."
+            "them. More replicas, or the profile `latency`."
         ),
         measured=_underruns,
         limit=0.1,
@@ -202,11 +202,11 @@ _ALERTS = (
     Alert(
         "Repairs",
         meaning=(
-            "Something of one instance was brought back more than twice within the hour. It mends itself, "
+            "Something of one replica was brought back more than twice within the hour. It mends itself, "
             "and something breaks it again."
         ),
         remedy=(
-            "The supervisor's lines in the instance's log say when and why: `died` (`dmesg` for the "
+            "The supervisor's lines in the replica's log say when and why: `died` (`dmesg` for the "
             "kernel's out-of-memory killer), `silent` and `stuck` (the device), `failing` (the model's log)."
         ),
         measured=_repairs,
@@ -220,8 +220,8 @@ _ALERTS = (
             "there (`NobodyServes`)."
         ),
         remedy=(
-            "More instances; until then a lower `REQUESTS_PER_MINUTE` or `MAX_STREAMS` for the key that "
-            "asks most, which the gateway's log names, and priority 1 for who must not be turned away."
+            "More replicas. Until then, find the busiest key in `qwen3_tts_gateway_key_requests_total`, "
+            "revoke it, and create it again with a lower `--requests-per-minute` or `--max-streams`."
         ),
         measured=_status("503"),
         limit=0.02,
@@ -244,8 +244,8 @@ _ALERTS = (
         "SlotsFull",
         meaning="A model has no free slot, and newcomers wait.",
         remedy=(
-            "Has the autoscaler reached its most, or is its new instance pending for want of a device? "
-            "More instances, or more slots where the device has the memory and speaks faster than real "
+            "Has the autoscaler reached its most, or is its new replica pending for want of a device? "
+            "More replicas, or more slots where the device has the memory and speaks faster than real "
             "time."
         ),
         measured=_slots_taken,
@@ -270,7 +270,7 @@ _ALERTS = (
             "that."
         ),
         remedy=(
-            "Long reference recordings or texts that others bring, an instance that has just started, or "
+            "Long reference recordings or texts that others bring, a replica that has just started, or "
             "a device that is slower than usual. The profile `latency` favours first chunks."
         ),
         measured=_quantile(0.95, "qwen3_tts_time_to_first_audio_seconds"),
