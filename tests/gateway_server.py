@@ -110,6 +110,20 @@ def settings(**fields: Any) -> Settings:
     return Settings(_env_file=None, **fields)
 
 
+class PromptServer(uvicorn.Server):
+    """Ends when it is `told`; uvicorn's own looks ten times a second whether it was."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.told = asyncio.Event()
+        self.has_started = threading.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        self.has_started.set()
+        await self.told.wait()
+
+
 @contextmanager
 def running_gateway(settings: Settings, *, send_buffer_bytes: int | None = None) -> Iterator[GatewayServer]:
     """The gateway on a free port, stopped after the block; streams under way are not waited for.
@@ -124,20 +138,24 @@ def running_gateway(settings: Settings, *, send_buffer_bytes: int | None = None)
     if send_buffer_bytes is not None:  # what is accepted inherits it
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=0)
-    server = uvicorn.Server(config)
+    server = PromptServer(config)
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
-        await server.serve(sockets=[listener])
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            server.has_started.set()  # or never will
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="gateway")
     thread.start()
     try:
-        wait_until(lambda: server.started or not thread.is_alive(), "the gateway starts")
+        assert server.has_started.wait(20), "waited in vain for the gateway to start"
         yield GatewayServer(f"http://127.0.0.1:{listener.getsockname()[1]}", app, loops[0])
     finally:
-        server.should_exit = True
+        if thread.is_alive():
+            loops[0].call_soon_threadsafe(server.told.set)
         thread.join(timeout=20)
         listener.close()
         assert not thread.is_alive()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,10 +29,11 @@ from fakes.triton_server import MODEL_INPUTS, says, triton
 from gateway_server import GatewayServer, running_gateway, settings
 from qwen3_tts_gateway.app import create_app
 from qwen3_tts_gateway.body import MOST_BYTES
+from qwen3_tts_gateway.errors import REPLIES
 from qwen3_tts_gateway.sound import FORMATS
 
 DOCUMENT = create_app(settings()).openapi()
-EXAMPLES = 60  # of each operation, besides those that every boundary in its schema gives
+EXAMPLES = 40  # of each operation, besides those that every boundary in its schema gives
 
 schema = schemathesis.openapi.from_dict(
     DOCUMENT,
@@ -311,12 +314,20 @@ def test_every_route_documents_its_errors_in_the_shape_of_its_api(prefix: str, s
     ]
     assert operations
     for operation in operations:
-        for status in ("400", "401", "403", "404", "413", "429", "500", "503"):
+        for status in ("400", "401", "403", "404", "408", "413", "429", "500", "503"):
             content = operation["responses"][status]["content"]
             assert content["application/json"]["schema"]["$ref"].endswith(f"/{shape}")
         for status in ("429", "503"):
             assert "Retry-After" in operation["responses"][status]["headers"]
         assert ("422" in operation["responses"]) <= (prefix == "/api/v1/")
+
+
+def test_every_code_of_an_error_is_documented_with_its_status() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    [table] = re.findall(r"\| status \| `code` \|\n\|---\|---\|\n((?:\|.*\n)+)", page)
+    rows = (row.split("|")[1:3] for row in table.splitlines())
+    documented = {(int(status), code) for status, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
+    assert documented == {(reply.status, reply.code) for reply in REPLIES.values()}
 
 
 def test_speech_is_documented_in_every_format_it_comes_in() -> None:
