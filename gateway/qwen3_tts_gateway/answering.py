@@ -92,6 +92,8 @@ async def _answer_known(request: Request, error: Exception) -> Response:
     headers = {}
     if reply.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(reply.retry_after_s)))
+    if reply.status == 408:
+        headers["Connection"] = "close"  # nobody waits for the rest of the body
     if reply.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     content = {"error": error_object(error)} if _is_openai(request) else {"detail": told(error)}

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from qwen3_tts_gateway.answering import BugReporter, answer_errors
 from qwen3_tts_gateway.body import BodyLimit
 from qwen3_tts_gateway.disconnects import CancelOnDisconnect
+from qwen3_tts_gateway.doorkeeper import Doorkeeper
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.observing import Observer
 from qwen3_tts_gateway.routes import batch, conversation, openai, original, playground, service, voices
@@ -58,8 +59,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.gateway = gateway
     answer_errors(app)
     for router in ROUTERS:
-        app.include_router(router)
+        # As they are: `include_router` builds each anew when the first request comes, who waits 0.1 s for it.
+        app.router.routes.extend(router.routes)
     app.add_middleware(BugReporter)
+    app.add_middleware(Doorkeeper)
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit)
     if settings.cors_origins:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from ipaddress import ip_address
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -12,7 +14,8 @@ from qwen3_tts_gateway.errors import Forbidden, ForeignPage, Unauthorized
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key, presented_key
 
-_HARMLESS = ("GET", "HEAD", "OPTIONS")
+HARMLESS = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing, say nothing and take no body."""
 
 
 def gateway_of(connection: HTTPConnection) -> Gateway:
@@ -42,11 +45,25 @@ def caller_of(connection: HTTPConnection, scope: str | None = None) -> Key:
 def _refuse_foreign_page(connection: HTTPConnection) -> None:
     """Neither forms nor WebSockets wait for CORS: any page could have an open gateway speak, save, delete."""
     gate, origin = gateway_of(connection), connection.headers.get("origin")
-    if origin is None or not gate.keys.is_open or connection.scope.get("method") in _HARMLESS:
+    if origin is None or not gate.keys.is_open or connection.scope.get("method") in HARMLESS:
         return
-    is_own = origin.partition("://")[2] == connection.headers.get("host")
+    host = connection.headers.get("host", "")
+    is_own = origin.partition("://")[2] == host and _is_ours_alone(host, gate.settings.host)
     if not is_own and not {origin, "*"} & {*gate.settings.cors_origins}:
         raise ForeignPage(f"pages of {origin} may not call; CORS_ORIGINS says which may")
+
+
+def _is_ours_alone(host: str, listening_on: str) -> bool:
+    """Whether this `Host` is no stranger's to point here.
+
+    Whoever owns a name may let it mean this machine once their page is loaded (DNS rebinding). Addresses,
+    `localhost` and the name in HOST are not theirs.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("localhost", listening_on.lower()) or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 # Coroutines, though they await nothing: FastAPI would send plain functions to a thread, for every request.

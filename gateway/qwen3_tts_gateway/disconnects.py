@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_tts_gateway.errors import KNOWN_ERRORS
+from qwen3_tts_gateway.observing import BrokenOff
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,11 @@ SEND_TIMEOUT_S = 120
 
 
 class CancelOnDisconnect:
-    """Stands around the application, and cancels what it does for a caller who is not there any more."""
+    """Stands around the application, and cancels what it does for a caller who is not there any more.
+
+    Raises:
+        BrokenOff: the caller is there, and the application has ended without the end of its answer.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,6 +43,8 @@ class CancelOnDisconnect:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 answering.result()
+                if not line.is_answered:
+                    raise BrokenOff
         finally:
             for task in tasks:
                 task.cancel()
@@ -52,7 +59,7 @@ class _Line:
         self._send = send
         self._was_heard = asyncio.Event()
         self._is_stuck = asyncio.Event()
-        self._is_answered = False
+        self.is_answered = False
         self._unheard: Message | None = None
         headers = Headers(scope=scope)
         if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
@@ -72,7 +79,7 @@ class _Line:
         return message
 
     async def send(self, message: Message) -> None:
-        self._is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self.is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
         try:
             with anyio.fail_after(SEND_TIMEOUT_S):
                 await self._send(message)
@@ -90,7 +97,7 @@ class _Line:
         await self._was_heard.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if self._is_answered:  # only the tidying up is left, and it is to be left alone
+        if self.is_answered:  # only the tidying up is left, and it is to be left alone
             await asyncio.Event().wait()
 
 

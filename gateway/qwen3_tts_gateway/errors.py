@@ -7,6 +7,7 @@
     │   └── ForeignPage a web page of another origin calls
     ├── NotFound        no such thing, or none that belongs to this key
     ├── TooLarge        more bytes than are read
+    ├── TooSlow         a body that takes longer than it is waited for
     ├── RateLimited     too much at once for this key; try again later
     └── ShuttingDown    this gateway begins nothing any more; another one does
 
@@ -74,6 +75,10 @@ class TooLarge(GatewayError):
     """The body or the file is larger than what is read."""
 
 
+class TooSlow(GatewayError):
+    """The body takes longer than it is waited for."""
+
+
 class RateLimited(GatewayError):
     """The key's share is used up for now.
 
@@ -116,6 +121,7 @@ REPLIES: dict[type[Exception], Reply] = {
     Forbidden: Reply(403, "permission_error", "insufficient_scope"),
     ForeignPage: Reply(403, "permission_error", "origin_not_allowed"),
     NotFound: Reply(404, "invalid_request_error", "not_found"),
+    TooSlow: Reply(408, "invalid_request_error", "too_slow"),
     TooLarge: Reply(413, "invalid_request_error", "too_large"),
     RateLimited: Reply(429, "rate_limit_error", "rate_limit_exceeded"),
     ShuttingDown: Reply(503, "server_error", "shutting_down", retry_after_s=5),

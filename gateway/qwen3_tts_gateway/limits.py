@@ -73,24 +73,26 @@ class Limits:
         self._buckets: dict[int, Throttled] = {}
 
     @asynccontextmanager
-    async def admitted(self, key: Key, num_characters: int = 0) -> AsyncIterator[None]:
-        """A request of so many characters has one of the key's streams, until the block ends.
+    async def admitted(
+        self, key: Key, num_characters: int = 0, *, num_requests: int = 1
+    ) -> AsyncIterator[None]:
+        """Requests of so many characters have one of the key's streams, until the block ends.
 
         Raises:
             InvalidInput, RateLimited: as `admit`, and `stream`.
         """
         async with self.stream(key):
-            await self.admit(key, num_characters)
+            await self.admit(key, num_characters, num_requests=num_requests)
             yield
 
-    async def admit(self, key: Key, num_characters: int) -> None:
-        """Spend one request and so many characters of the key's.
+    async def admit(self, key: Key, num_characters: int, *, num_requests: int = 1) -> None:
+        """Spend so many requests, and characters of them all, of the key's.
 
         Raises:
             RateLimited: the key has to wait.
-            InvalidInput: waiting would not help: the text is longer than what the key may speak in a minute.
+            InvalidInput: waiting would not help: it is more than what the key may use in a minute.
         """
-        withdrawals = self._withdrawals(key, num_characters)
+        withdrawals = self._withdrawals(key, num_characters, num_requests)
         for withdrawal in withdrawals:
             withdrawal.must_fit()
         if self._outage.is_on:
@@ -122,10 +124,10 @@ class Limits:
         if self._redis is not None:
             await self._redis.connection_pool.aclose()
 
-    def _withdrawals(self, key: Key, num_characters: int) -> list[Withdrawal]:
+    def _withdrawals(self, key: Key, num_characters: int, num_requests: int) -> list[Withdrawal]:
         ours = self._settings
         costs = {
-            "requests": (1, key.requests_per_minute or ours.requests_per_minute),
+            "requests": (num_requests, key.requests_per_minute or ours.requests_per_minute),
             "characters": (num_characters, key.characters_per_minute or ours.characters_per_minute),
         }
         return [Withdrawal(key.name, of, cost, rate) for of, (cost, rate) in costs.items() if cost and rate]
@@ -140,7 +142,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """What one request takes from one of a key's buckets."""
+    """What is taken from one of a key's buckets."""
 
     key_name: str
     of: str
@@ -158,7 +160,7 @@ class Withdrawal:
     def must_fit(self) -> None:
         if self.cost > self.per_minute:
             raise InvalidInput(
-                f"the text has {self.cost} {self.of}, and this key may use {self.per_minute} "
+                f"this takes {self.cost} {self.of}, and the key may use {self.per_minute} "
                 "in a whole minute; send it in parts"
             )
 

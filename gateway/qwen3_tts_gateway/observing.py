@@ -48,12 +48,18 @@ SENT = Counter("qwen3_tts_gateway_sent_bytes", "Bytes of answers' bodies", ["rou
 
 GONE = 499
 """The caller hung up, as nginx logs it."""
+FAILED = 500
+"""What began well broke off, and the caller was there."""
 
 _NO_ROUTE = "none"  # a label for each wrong path would be a label for each visitor
 _REQUEST_ID = re.compile(r"[\w.\-]{1,64}")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that is being answered in this task."""
+
+
+class BrokenOff(Exception):
+    """An answer stays without its end, and not because the caller has left."""
 
 
 class Observer:
@@ -63,20 +69,33 @@ class Observer:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            handshake = Handshake(scope, send)
-            await self._app(scope, receive, handshake.send)
-            return
-        if scope["type"] != "http":
+        observe = {"http": self._answer, "websocket": self._shake_hands}.get(scope["type"])
+        if observe is None:
             await self._app(scope, receive, send)
             return
+        token = request_id.set(_id_of(scope))
+        try:
+            await observe(scope, receive, send)
+        finally:
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = Answer(scope, send)
-        token = request_id.set(answer.request_id)
         try:
             await self._app(scope, receive, answer.send)
+        except BrokenOff:
+            answer.end(FAILED)
         finally:
-            answer.end()
-            request_id.reset(token)
+            answer.end(GONE)  # what was not complete by now never will be
+
+    async def _shake_hands(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, Handshake(scope, send).send)
+
+
+def _id_of(scope: Scope) -> str:
+    """The caller's own, if a log can hold it."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class Handshake:
@@ -89,6 +108,8 @@ class Handshake:
     async def send(self, message: Message) -> None:
         if message["type"] == "websocket.http.response.start":
             Account(self._scope).end(message["status"])
+        if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+            MutableHeaders(scope=message)["X-Request-Id"] = request_id.get()
         await self._send(message)
 
 
@@ -96,8 +117,6 @@ class Answer:
     """One request's answer on its way out."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self._send = send
         self._account = Account(scope)
         self._status = GONE
@@ -105,16 +124,16 @@ class Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+            MutableHeaders(scope=message)["X-Request-Id"] = request_id.get()
         elif message["type"] == "http.response.body":
             self._account.add(len(message.get("body", b"")))
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._account.end(self._status)  # before the caller can ask for the numbers
 
-    def end(self) -> None:
-        """What was not complete by now never will be."""
-        self._account.end(GONE)
+    def end(self, status: int) -> None:
+        """Nothing more comes, in spite of what was promised."""
+        self._account.end(status)
 
 
 class Account:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -72,12 +72,13 @@ class Utterance:
         generation_s: seconds since it began.
     """
 
-    def __init__(self, narrator: Narrator, speech: Speech, key: Key) -> None:
+    def __init__(self, narrator: Narrator, speech: Speech, key: Key, *, is_paid: bool) -> None:
         self.num_frames = 0
         self.duration_s = 0.0
         self._narrator = narrator
         self._speech = speech
         self._key = key
+        self._is_paid = is_paid
         self._began_s = time.perf_counter()
 
     @property
@@ -97,7 +98,7 @@ class Utterance:
             GatewayError, SpeechError: before the first piece, or between two.
         """
         with open_encoder(self._speech.sound) as encoder:
-            async with self._narrator.speaking(self._speech, self._key) as stream:
+            async with self._speaking() as stream:
                 async for samples in stream:
                     self._count(stream)
                     if piece := encoder.encode(samples):
@@ -111,10 +112,13 @@ class Utterance:
         Raises:
             GatewayError, SpeechError: nothing was made.
         """
-        async with self._narrator.speaking(self._speech, self._key) as stream:
+        async with self._speaking() as stream:
             audio = await stream.read()
             self._count(stream)
         return await in_thread(encode_whole, self._speech.sound, audio.samples)
+
+    def _speaking(self) -> AbstractAsyncContextManager[AsyncSpeechStream]:
+        return self._narrator.speaking(self._speech, self._key, is_paid=self._is_paid)
 
     def _count(self, stream: AsyncSpeechStream) -> None:
         self.num_frames = stream.num_frames
@@ -138,16 +142,21 @@ class Narrator:
         self._limits = limits
         self._reference_hosts = reference_hosts
 
-    def utterance(self, speech: Speech, key: Key) -> Utterance:
-        return Utterance(self, speech, key)
+    def utterance(self, speech: Speech, key: Key, *, is_paid: bool = False) -> Utterance:
+        """One that is not begun yet; `is_paid`: its request and its characters are spent already."""
+        return Utterance(self, speech, key, is_paid=is_paid)
 
     async def recite_all(self, speeches: Sequence[Speech], key: Key) -> list[bytes]:
-        """Whole utterances, side by side as far as the key's streams go, in order.
+        """Whole utterances, side by side as far as the key's streams go, in order; admitted together.
 
         Raises:
             GatewayError, SpeechError: of whichever failed first; the others are cancelled.
         """
-        return await self.together([self.utterance(speech, key).whole() for speech in speeches], key)
+        num_characters = sum(len(speech.text) for speech in speeches)
+        async with self._limits.admitted(key, num_characters, num_requests=len(speeches)):
+            pass  # each takes a stream of its own
+        utterances = [self.utterance(speech, key, is_paid=True) for speech in speeches]
+        return await self.together([utterance.whole() for utterance in utterances], key)
 
     async def together(self, work: Sequence[Coroutine[Any, Any, T]], key: Key) -> list[T]:
         """The outcomes of several utterances in order, as many at a time as the key may have."""
@@ -165,11 +174,13 @@ class Narrator:
         Raises:
             GatewayError, SpeechError: nothing was saved.
         """
-        async with self._limits.admitted(key):
+        async with self._limits.admitted(key), AsyncExitStack() as models:
             if isinstance(voice, Reference):
                 voice = await voice.open(self._reference_hosts)
-            async with self._keeper.using("create_voice"), self._keeper.using("voices"):
-                await self._tts.voices.save(stored_name(key.owner, name), voice, metadata=metadata)
+            if isinstance(voice, ClonedVoice):
+                await models.enter_async_context(self._keeper.using("create_voice"))
+            await models.enter_async_context(self._keeper.using("voices"))
+            await self._tts.voices.save(stored_name(key.owner, name), voice, metadata=metadata)
 
     async def open(self, reference: Reference, key: Key) -> ClonedVoice:
         """The voice in a recording that more than one utterance will be spoken with; a request of the key's.
@@ -181,10 +192,11 @@ class Narrator:
             return await reference.open(self._reference_hosts)
 
     @asynccontextmanager
-    async def speaking(self, speech: Speech, key: Key) -> AsyncIterator[AsyncSpeechStream]:
+    async def speaking(self, speech: Speech, key: Key, *, is_paid: bool) -> AsyncIterator[AsyncSpeechStream]:
         """The utterance as the engine makes it; leaving the block cancels what is still to come."""
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._limits.admitted(key, len(speech.text)))
+            admitted = self._limits.stream(key) if is_paid else self._limits.admitted(key, len(speech.text))
+            await stack.enter_async_context(admitted)
             voice = await self._find(speech.voice, key)
             await stack.enter_async_context(self._keeper.using(model_of(voice)))
             options = SpeechOptions(request_id=request_id.get() or None, **speech.options)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from http.client import HTTPResponse
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import grpc
 import httpx
@@ -35,7 +39,8 @@ from fakes.triton_server import (
 from gateway_server import GatewayServer, running_gateway, settings
 from qwen3_tts_client import AsyncSpeechClient, BuiltIn, Saved, UnknownVoice
 from qwen3_tts_engine.voices.mixing import parse
-from qwen3_tts_gateway import recordings
+from qwen3_tts_gateway import doorkeeper, recordings
+from qwen3_tts_gateway.caller import HARMLESS
 from qwen3_tts_gateway.errors import GatewayError
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms
 from qwen3_tts_gateway.keys import owner_of
@@ -186,12 +191,13 @@ def code_of(response: httpx.Response) -> str:
     return str(answer["error"]["code"])
 
 
+def listed(paths: dict[str, Any]) -> set[str]:
+    """The routes of an OpenAPI document: `GET /health`."""
+    return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+
+
 def test_every_route_wants_a_key_but_those_that_tell_what_this_is(http: httpx.Client) -> None:
-    routes = {
-        f"{method.upper()} {path}"
-        for path, methods in http.get("/openapi.json").json()["paths"].items()
-        for method in methods
-    }
+    routes = listed(http.get("/openapi.json").json()["paths"])
     answers = {route: http.request(*route.split(" "), json={}) for route in routes}
     assert {route for route, answer in answers.items() if answer.status_code != 401} == OPEN_TO_ALL & routes
     assert {"POST /v1/audio/speech", "POST /api/v1/base/clone"} <= routes
@@ -199,12 +205,16 @@ def test_every_route_wants_a_key_but_those_that_tell_what_this_is(http: httpx.Cl
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/health", "/health/models", "/health/ready", "/metrics", "/docs", "/redoc", "/openapi.json"],
+    [
+        *("/", "/health", "/health/models", "/health/ready", "/metrics", "/docs", "/redoc", "/openapi.json"),
+        *("/playground", "/playground/playground.js"),
+    ],
 )
 def test_what_operators_and_browsers_ask_first_needs_no_key(
     http: httpx.Client, fake_triton: FakeTriton, path: str
 ) -> None:
     assert http.get(path).status_code == 200
+    assert http.request("GET", path, content=b"a body that nobody reads").status_code == 200
 
 
 def test_what_needs_no_key_is_documented() -> None:
@@ -260,6 +270,75 @@ def test_no_key_and_a_wrong_key_are_a_401_that_says_how_to_bring_one(
     assert fake_triton.calls == []
 
 
+@contextmanager
+def half_a_body(url: str, path: str, *headers: str) -> Iterator[HTTPResponse]:
+    """The answer to a request whose body does not come to its end."""
+    kind = "multipart/form-data; boundary=x" if path.endswith("voices") else "application/json"
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", "Content-Length: 1000"]
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall("\r\n".join([*lines, *headers, "", "--x"]).encode())
+        response = HTTPResponse(connection)
+        response.begin()
+        yield response
+
+
+BODIES = pytest.mark.parametrize("path", [SPEECH, FILE, "/v1/audio/voices"])
+
+
+@BODIES
+@pytest.mark.parametrize("headers", [[], ["X-API-Key: wrong"]], ids=["no key", "a wrong key"])
+def test_nobodys_body_is_waited_for_without_a_key(
+    gateway: GatewayServer, path: str, headers: list[str]
+) -> None:
+    with half_a_body(gateway.url, path, *headers) as response:
+        assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+@BODIES
+def test_the_body_of_a_page_from_elsewhere_is_not_waited_for(open_gateway: httpx.Client, path: str) -> None:
+    url = str(open_gateway.base_url)
+    with half_a_body(url, path, "Origin: https://evil.example") as response:
+        assert response.status == 403
+
+
+@BODIES
+def test_a_body_that_does_not_come_to_its_end_is_a_408(
+    gateway: GatewayServer, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorkeeper, "BODY_TIMEOUT_S", 0.1)
+    with half_a_body(gateway.url, path, "X-API-Key: of-the-env") as response:
+        assert (response.status, response.headers["Connection"]) == (408, "close")
+        answer = json.loads(response.read())
+    message = answer["detail"] if path == FILE else answer["error"]["message"]
+    assert message == "the body did not come within 0.1 s"
+
+
+def test_an_answer_may_take_longer_than_the_body_may(
+    http: httpx.Client, fake_triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorkeeper, "BODY_TIMEOUT_S", 0.5)
+
+    def takes_its_time(call: Call) -> Iterator[Response]:
+        yield chunk(0)
+        assert not call.wait_until_gone(0.7)
+        yield final(chunk(1, finish_reason="stop"))
+
+    fake_triton.script = takes_its_time
+    body = RYAN | {"response_format": "pcm"}
+    assert len(http.post(SPEECH, json=body, headers={"X-API-Key": "of-the-env"}).content) == 2 * 1920 * 2
+
+
+def test_a_body_is_taken_where_a_key_is_needed_and_by_no_harmless_method(http: httpx.Client) -> None:
+    """Or it would be read before the key is looked at."""
+    paths = http.get("/openapi.json").json()["paths"]
+    operations = {route: paths[route.split()[1]][route.split()[0].lower()] for route in listed(paths)}
+    taking = {route for route, operation in operations.items() if "requestBody" in operation}
+    assert "POST /v1/audio/speech" in taking
+    assert not taking & OPEN_TO_ALL
+    assert not {route.split()[0] for route in taking} & {*HARMLESS}
+
+
 @SPEAKING
 def test_an_expired_key_is_a_401(
     http: httpx.Client, fake_triton: FakeTriton, keys: dict[str, str], path: str, body: Any
@@ -298,6 +377,7 @@ def test_a_key_does_only_what_it_is_for(
     for response in (
         http.post("/v1/audio/voices", headers=synth, **cast(Any, form)),
         http.delete("/v1/audio/voices/me", headers=synth),
+        http.post("/api/v1/base/create-prompt", json=RECORDING, headers=synth),
         http.post(SPEECH, json=RYAN, headers=voices),
         http.post(FILE, json=RYAN_ORIGINALLY, headers=voices),
     ):
@@ -305,6 +385,7 @@ def test_a_key_does_only_what_it_is_for(
         assert code_of(response) in ("insufficient_scope", "")
     assert fake_triton.calls == fake_triton.questions == []
     assert http.post("/v1/audio/voices", headers=voices, **cast(Any, form)).status_code == 200
+    assert http.post("/api/v1/base/create-prompt", json=RECORDING, headers=voices).status_code == 200
     assert http.post(SPEECH, json=RYAN, headers=synth).status_code == 200
 
 
@@ -604,6 +685,35 @@ def test_a_batch_of_more_than_the_key_may_have_at_once_is_spoken_in_turns(
     assert most_open == 2
 
 
+BATCH, SIX_TEXTS = BATCHES["original"]
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 5}, {"characters_per_minute": 5}], ids=str)
+def test_a_batch_of_more_than_the_keys_share_of_a_minute_is_to_come_in_parts(
+    http: httpx.Client,
+    fake_triton: FakeTriton,
+    issue: Callable[..., dict[str, str]],
+    limit: dict[str, int],
+) -> None:
+    guest = issue(**limit)
+    response = http.post(BATCH, json=SIX_TEXTS, headers=guest)
+    assert response.status_code == 400
+    assert "send it in parts" in response.json()["detail"]
+    assert fake_triton.calls == []
+    parts = {"texts": ["a"] * 5, "speakers": ["ryan"] * 5}
+    assert http.post(BATCH, json=parts, headers=guest).status_code == 200
+
+
+def test_a_batch_is_admitted_as_a_whole_or_spends_nothing(
+    http: httpx.Client, fake_triton: FakeTriton, issue: Callable[..., dict[str, str]]
+) -> None:
+    guest = issue(requests_per_minute=7)
+    answers = [http.post(BATCH, json=SIX_TEXTS, headers=guest) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert len(fake_triton.calls) == 6
+    assert http.post(FILE, json=RYAN_ORIGINALLY, headers=guest).status_code == 200
+
+
 @pytest.mark.parametrize("origins", [("*",), ("https://app.example",)], ids=", ".join)
 def test_pages_of_an_allowed_origin_may_call_with_keys_and_never_with_cookies(
     shared_triton: FakeTriton, fake_triton: FakeTriton, origins: tuple[str, ...]
@@ -673,6 +783,53 @@ def test_allowed_pages_and_those_of_the_gateway_itself_speak_where_no_key_is_nee
     gateway = f"https://{open_gateway.base_url.netloc.decode()}"  # as a page behind TLS knows it
     headers = {} if origin is None else {"Origin": origin.format(gateway=gateway)}
     assert open_gateway.post(SPEECH, json=RYAN, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("192.168.1.7", 200),
+        ("[::1]:8080", 200),
+        ("localhost:8080", 200),
+        ("LOCALHOST", 200),
+        ("app.example", 200),  # of CORS_ORIGINS
+        ("evil.example:8080", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_is_the_gateways_own_by_no_name_that_a_stranger_could_point_here(
+    open_gateway: httpx.Client, fake_triton: FakeTriton, host: str, status: int
+) -> None:
+    """DNS rebinding: the page's own name means this machine by now, so that its Origin is our Host."""
+    page = {"Origin": f"https://{host}", "Host": host}
+    assert open_gateway.post(SPEECH, json=RYAN, headers=page).status_code == status
+
+
+def test_a_gateway_is_called_by_the_name_it_listens_on(
+    shared_triton: FakeTriton, fake_triton: FakeTriton
+) -> None:
+    page = {"Origin": "http://Speech.lan:8080", "Host": "Speech.lan:8080"}
+    ours = settings(triton_grpc_port=shared_triton.port, host="speech.LAN")
+    with running_gateway(ours) as gateway:
+        assert httpx.post(f"{gateway.url}{SPEECH}", json=RYAN, headers=page).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["gateway:8080", "host.docker.internal:8080", "tts.svc.cluster.local"])
+def test_programs_which_are_no_pages_call_by_any_name(
+    open_gateway: httpx.Client, fake_triton: FakeTriton, host: str
+) -> None:
+    assert open_gateway.post(SPEECH, json=RYAN, headers={"Host": host}).status_code == 200
+
+
+def test_where_keys_are_needed_the_gateways_own_page_goes_by_any_name(
+    http: httpx.Client, fake_triton: FakeTriton, keys: dict[str, str]
+) -> None:
+    page = {"Origin": "https://speech.example", "Host": "speech.example"}
+    assert http.post(SPEECH, json=RYAN, headers=page | bearer(keys["app"])).status_code == 200
 
 
 def test_a_page_from_elsewhere_may_look_where_no_key_is_needed(

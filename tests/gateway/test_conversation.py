@@ -638,10 +638,23 @@ def test_a_key_that_is_revoked_within_a_session_does_not_speak_again(guarded, fa
         agent.say("Hello.")
         agent.hear_until("session.done")
         file.revoke("synth")
-        agent.say("Hello again.")
+        agent.send("input.text", text="Hello again.")
         assert agent.hear()["code"] == "invalid_api_key"
         assert agent.hear_the_end()[0] == 1008
     assert len(fake_triton.calls) == 1
+
+
+def test_a_key_that_is_revoked_within_an_utterance_speaks_none_of_its_other_sentences(guarded, fake_triton):
+    gateway, file, keys = guarded
+    with call(gateway, additional_headers={"X-API-Key": keys["synth"]}) as agent:
+        agent.configure()
+        agent.send("input.text", text="One. Tw")
+        agent.hear_until("audio.done")
+        file.revoke("synth")
+        agent.send("input.text", text="o. Three.")
+        assert agent.hear()["code"] == "invalid_api_key"
+        assert agent.hear_the_end()[0] == 1008
+    assert [spoken.text for spoken in fake_triton.calls] == ["One."]
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://["])

@@ -128,10 +128,21 @@ async def test_characters_are_counted_and_the_wait_is_for_this_text(clock):
 async def test_a_text_that_no_wait_makes_room_for_is_refused_for_good(clock):
     async with limiting(clock, requests_per_minute=1, characters_per_minute=60) as limits:
         with pytest.raises(
-            InvalidInput, match="the text has 61 characters, and this key may use 60 in a whole minute"
+            InvalidInput, match="this takes 61 characters, and the key may use 60 in a whole minute"
         ):
             await limits.admit(APP, 61)
         await limits.admit(APP, 60)
+
+
+async def test_several_requests_are_admitted_together_or_not_at_all(clock):
+    async with limiting(clock, requests_per_minute=6) as limits:
+        with pytest.raises(InvalidInput, match="this takes 7 requests, and the key may use 6 in a whole min"):
+            await limits.admit(APP, 7, num_requests=7)
+        await limits.admit(APP, 4, num_requests=4)
+        with pytest.raises(RateLimited) as error:
+            await limits.admit(APP, 3, num_requests=3)
+        assert error.value.retry_after_s == 10
+        assert await admitted(limits) == 2
 
 
 async def test_what_is_refused_for_one_bucket_spends_nothing_of_the_other(clock):

@@ -292,6 +292,16 @@ def test_a_recording_loads_what_listens_and_what_speaks(http: httpx.Client, empt
     assert empty_triton.history == ["load create_voice", f"load {BASE}"]
 
 
+def test_an_embedding_is_kept_without_loading_what_listens(
+    http: httpx.Client, empty_triton: FakeTriton
+) -> None:
+    form = {"name": "grandpa", "speaker_embedding": "[0.1, 0.2]"}
+    http.post("/v1/audio/voices", data=form).raise_for_status()
+    assert empty_triton.history == ["load voices"]
+    http.post("/v1/audio/voices", data={"name": "me"}, files={"audio_sample": b"RIFF"}).raise_for_status()
+    assert empty_triton.history == ["load voices", "load create_voice"]
+
+
 def test_the_health_page_shows_a_model_being_loaded(http: httpx.Client, empty_triton: FakeTriton) -> None:
     def state() -> tuple[bool, str]:
         health = http.get("/health/models").json()

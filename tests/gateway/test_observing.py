@@ -23,6 +23,7 @@ from gateway_server import GatewayProcess, GatewayServer, running_gateway, setti
 from qwen3_tts_gateway import tracing
 from qwen3_tts_gateway.key_file import KeyFile, KeyTerms, hash_of
 from qwen3_tts_gateway.speech import Narrator
+from real_server import wait_until
 
 MODELS = ("qwen3_tts_custom_voice", "qwen3_tts_voice_design", "qwen3_tts_base", "create_voice", "voices")
 
@@ -183,7 +184,8 @@ def silent(call: Call) -> Iterator[Response]:
 def converse(gateway: GatewayProcess) -> None:
     """The same over a WebSocket: a sentence, and a message that is none."""
     url = f"ws://127.0.0.1:{gateway.port}{CONVERSATION}?{SECRETS['query']}"
-    with connect(url, additional_headers={"X-API-Key": SECRETS["key"]}) as socket:
+    headers = {"X-API-Key": SECRETS["key"], "X-Request-Id": "conversation"}
+    with connect(url, additional_headers=headers) as socket:
         for message in (
             {"type": "session.config", "voice": "ryan", "instructions": SECRETS["instruction"]},
             {"type": "input.text", "text": f"{SECRETS['text']}."},
@@ -224,9 +226,10 @@ def test_the_log_tells_of_every_request_on_one_line(log: list[dict[str, Any]]) -
         ("nowhere", "none", [404]),
         ("broken", SPEECH, [500, 500]),
         ("broken", FILE, [500]),
-        ("breaks-off", SPEECH, [499, 200]),  # an answer without its end; events that end with an error
+        ("breaks-off", SPEECH, [500, 200]),  # an answer without its end; events that end with an error
         ("breaks-off", FILE, [500]),
         ("silent", FILE, [503]),
+        ("conversation", CONVERSATION, [200]),
     ],
 )
 def test_the_line_tells_how_the_request_ended(
@@ -240,6 +243,12 @@ def test_a_failure_is_on_a_line_of_its_own_under_the_same_id(log: list[dict[str,
         reasons = [line["reason"] for line in log if line.get("request_id") == about and "reason" in line]
         assert len(reasons) == 3
         assert all("out of memory" in reason for reason in reasons)
+
+
+def test_every_line_about_a_request_has_an_id(log: list[dict[str, Any]]) -> None:
+    ours = [line for line in log if line["logger"].startswith("qwen3_tts_gateway")]
+    assert {line["message"] for line in ours if "request_id" not in line} == {"listening", "stopped"}
+    assert "conversation ended" in {line["message"] for line in ours}
 
 
 def test_whoever_brings_no_name_is_known_by_the_keys_hash_and_never_by_the_key(
@@ -334,6 +343,22 @@ def test_a_conversation_that_is_refused_is_counted(http: httpx.Client, gateway: 
     assert refused() == before + 1
 
 
+@pytest.mark.parametrize("given", ["mine-1.2_3", None])
+def test_a_handshake_is_answered_with_an_id_as_everything_is(
+    gateway: GatewayServer, fake_triton: FakeTriton, given: str | None
+) -> None:
+    url = gateway.url.replace("http", "ws") + CONVERSATION
+    with connect(url, additional_headers={"X-Request-Id": given} if given else {}) as socket:
+        assert socket.response is not None
+        told = socket.response.headers["X-Request-Id"]
+        for message in ({"type": "session.config", "voice": "ryan"}, {"type": "input.text", "text": "Hi. "}):
+            socket.send(json.dumps(message))
+        while isinstance(message := socket.recv(30), bytes) or json.loads(message)["type"] != "audio.done":
+            pass
+    assert told == given or re.fullmatch(r"[0-9a-f]{32}", told)
+    assert [call.request.id for call in fake_triton.calls] == [told]
+
+
 def test_what_visitors_make_up_makes_no_labels(http: httpx.Client) -> None:
     def ask() -> None:
         for path in ("/nowhere", "/wp-admin.php", "/v1/audio/voices/nobody", f"{SPEECH}/../{SPEECH}", "//"):
@@ -363,6 +388,43 @@ def test_a_bug_is_counted_as_one(http: httpx.Client, monkeypatch: pytest.MonkeyP
     before = num_bugs()
     assert http.post(SPEECH, json=RYAN).status_code == 500
     assert num_bugs() == before + 1
+
+
+def test_a_bug_within_a_conversation_is_counted_as_one(
+    http: httpx.Client, gateway: GatewayServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Narrator, "utterance")
+
+    def counted() -> list[float]:
+        name = "qwen3_tts_gateway_requests_total"
+        return [value(http, name, route=CONVERSATION, status=status) for status in ("500", "499")]
+
+    bugs, gone = counted()
+    with connect(gateway.url.replace("http", "ws") + CONVERSATION) as socket:
+        for message in ({"type": "session.config", "voice": "ryan"}, {"type": "input.text", "text": "Hi. "}):
+            socket.send(json.dumps(message))
+        assert json.loads(socket.recv(30))["type"] == "audio.start"
+        with pytest.raises(ConnectionClosed):
+            socket.recv(30)
+    assert counted() == [bugs + 1, gone]
+
+
+@pytest.mark.parametrize(("breaks", "status"), [("the engine", "500"), ("the caller", "499")])
+def test_an_answer_without_its_end_is_counted_for_whoever_broke_it_off(
+    http: httpx.Client, fake_triton: FakeTriton, breaks: str, status: str
+) -> None:
+    def counted() -> float:
+        return value(http, "qwen3_tts_gateway_requests_total", route=SPEECH, status=status)
+
+    before = counted()
+    fake_triton.script = breaks_off if breaks == "the engine" else silent
+    with (
+        suppress(httpx.RemoteProtocolError),
+        http.stream("POST", SPEECH, json=RYAN | {"response_format": "pcm"}) as response,
+    ):
+        if breaks == "the engine":
+            response.read()
+    wait_until(lambda: counted() == before + 1, f"it is counted as {status}")
 
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -92,6 +92,22 @@ def test_who_is_connected_and_asks_for_nothing_does_not_hold_the_end(
     assert "Traceback" not in gateway.said()
 
 
+def test_who_sends_half_a_body_and_no_key_does_not_hold_the_end(
+    fake_triton: FakeTriton, tmp_path: Path
+) -> None:
+    environment = {"TRITON_GRPC_PORT": str(fake_triton.port), "API_KEYS": "secret"}
+    with GatewayProcess(tmp_path, **environment) as gateway:
+        gateway.wait_until_ready()
+        with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=MOST_S)) as caller:
+            caller.putrequest("POST", SPEECH)
+            caller.putheader("Content-Type", "application/json")
+            caller.putheader("Content-Length", "1000")
+            caller.endheaders(b"{")
+            assert caller.getresponse().status == 401
+            gateway.process.terminate()
+            assert gateway.process.wait(MOST_S) == 0
+
+
 def test_a_gateway_that_is_told_to_stop_says_so_to_balancers_while_it_still_serves(
     fake_triton: FakeTriton, tmp_path: Path
 ) -> None:

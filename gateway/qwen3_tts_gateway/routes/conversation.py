@@ -38,7 +38,7 @@ from qwen3_tts_gateway.errors import (
 )
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Key
-from qwen3_tts_gateway.observing import GONE, Account
+from qwen3_tts_gateway.observing import FAILED, GONE, Account
 from qwen3_tts_gateway.recordings import Reference
 from qwen3_tts_gateway.routes.openai import SpeechBody, speech_of
 from qwen3_tts_gateway.speech import Speech, checked_text
@@ -161,7 +161,6 @@ class Turn:
     """
 
     index: int
-    key: Key
     manner: Manner
     sentences: Splitter
     num_sentences: int = 0
@@ -260,12 +259,14 @@ class Conversation:
         """Begin the next sentence, if it is there; take leave of utterances that have none left.
 
         Raises:
-            Over: the caller has asked for the end, and was told all that was complete; or the gateway leaves.
+            Over: the caller has asked for the end, and was told all that was complete; or may not speak any
+                more; or the gateway leaves.
         """
         while self._turns and self._speaking is None:
             turn = self._turns[0]
             if sentence := turn.sentences.pop():
-                self._speaking = asyncio.create_task(self._speak(turn, turn.num_sentences, sentence))
+                speaking = self._speak(turn, turn.num_sentences, sentence, self._caller())
+                self._speaking = asyncio.create_task(speaking)
                 turn.num_sentences += 1
             elif turn.sentences.has_ended:
                 self._turns.popleft()
@@ -287,7 +288,7 @@ class Conversation:
         for turn in refused:
             await self._tell_error(ShuttingDown(_GOODBYE), utterance_index=turn.index)
 
-    async def _speak(self, turn: Turn, index: int, sentence: str) -> None:
+    async def _speak(self, turn: Turn, index: int, sentence: str, key: Key) -> None:
         place = {"utterance_index": turn.index, "sentence_index": index}
         sound = turn.manner.speech.sound
         has_failed = False
@@ -300,7 +301,7 @@ class Conversation:
         )
         account = Account(self._websocket.scope)
         try:
-            async with aclosing(self._audio(turn, sentence)) as pieces:
+            async with aclosing(self._audio(turn, sentence, key)) as pieces:
                 async for piece in pieces:
                     account.add(len(piece))
                     await self._give(self._websocket.send_bytes(piece))
@@ -309,13 +310,16 @@ class Conversation:
             has_failed = True
             account.end(reply_to(error).status)
             await self._tell_error(error, **place)
+        except Exception as error:
+            account.end(GONE if isinstance(error, WebSocketDisconnect) else FAILED)
+            raise
         finally:
             account.end(GONE)  # or cut off: whoever has heard enough
         await self._tell("audio.done", **place, total_bytes=account.num_bytes, error=has_failed)
 
-    async def _audio(self, turn: Turn, sentence: str) -> AsyncGenerator[bytes, None]:
+    async def _audio(self, turn: Turn, sentence: str, key: Key) -> AsyncGenerator[bytes, None]:
         text = checked_text(sentence, self._gate.settings.max_characters, param="text")
-        utterance = self._gate.narrator.utterance(replace(turn.manner.speech, text=text), turn.key)
+        utterance = self._gate.narrator.utterance(replace(turn.manner.speech, text=text), key)
         if not turn.manner.is_streamed:
             yield await utterance.whole()
             return
@@ -383,13 +387,13 @@ class Conversation:
             if len(self._turns) == MOST_UTTERANCES:
                 too_many = InvalidInput(f"{MOST_UTTERANCES} utterances wait to be spoken; wait, too")
                 raise Over(status.WS_1008_POLICY_VIOLATION, error=too_many)
-            sentences = Splitter(manner.granularity)
-            self._turns.append(Turn(self._num_turns, self._caller(), manner, sentences))
+            self._caller()  # an utterance may have no text, and keep the session alive
+            self._turns.append(Turn(self._num_turns, manner, Splitter(manner.granularity)))
             self._num_turns += 1
         return self._turns[-1]
 
     def _caller(self) -> Key:
-        """Asked for each utterance: a session may last longer than a key."""
+        """Asked for each sentence: a session, and an utterance, may last longer than a key."""
         try:
             return _key_of(self._websocket)
         except GatewayError as error:

@@ -22,7 +22,7 @@ from qwen3_tts_client import DesignedVoice, Saved, SpeechOptions, UnknownVoice, 
 from qwen3_tts_gateway import sse
 from qwen3_tts_gateway.answering import told
 from qwen3_tts_gateway.body import Body
-from qwen3_tts_gateway.caller import Gate, Synth
+from qwen3_tts_gateway.caller import Gate, Synth, VoiceOwner
 from qwen3_tts_gateway.disconnects import LiveResponse
 from qwen3_tts_gateway.documenting import EVENTS, ORIGINAL_ERRORS, WAV_OR_JSON, ZIP_OR_JSON
 from qwen3_tts_gateway.errors import InvalidInput, NotFound
@@ -178,7 +178,7 @@ async def clone_stream(body: CloneBody, gate: Gate, key: Synth) -> Response:
 
 
 @router.post("/base/create-prompt", tags=["Base"])
-async def create_prompt(body: ReferenceBody, gate: Gate, key: Synth) -> dict[str, str]:
+async def create_prompt(body: ReferenceBody, gate: Gate, key: VoiceOwner) -> dict[str, str]:
     """Listen to a recording once and keep what was heard for `generate-with-prompt`, restarts or not."""
     prompt_id = uuid.uuid4().hex
     await gate.narrator.save(PROMPT_PREFIX + prompt_id, _reference(body), key)
