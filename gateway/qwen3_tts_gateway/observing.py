@@ -20,11 +20,25 @@ log = logging.getLogger(__name__)
 
 disable_created_metrics()  # when each series began, which doubles their number
 
+FIRST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+
 REQUESTS = Counter(
     "qwen3_tts_gateway_requests", "Requests answered; status 499: the caller hung up", ["route", "status"]
 )
 KEY_REQUESTS = Counter(
     "qwen3_tts_gateway_key_requests", "Requests answered, of callers whose key is known", ["key", "status"]
+)
+KEY_FIRST_AUDIO = Histogram(
+    "qwen3_tts_gateway_key_first_audio_seconds",
+    "From the beginning of an utterance that is streamed to its first audio",
+    ["key"],
+    buckets=FIRST_BUCKETS_S,
+)
+KEY_AUDIO = Counter("qwen3_tts_gateway_key_audio_seconds", "Audio that was spoken, as it is heard", ["key"])
+KEY_WAITED = Counter(
+    "qwen3_tts_gateway_key_waited_seconds",
+    "How long that audio was waited for; over the audio itself, the real-time factor that a key sees",
+    ["key"],
 )
 IN_FLIGHT = Gauge(
     "qwen3_tts_gateway_requests_in_flight", "Requests and utterances of conversations being answered"
@@ -33,7 +47,7 @@ FIRST_BYTE = Histogram(
     "qwen3_tts_gateway_first_byte_seconds",
     "From a request's arrival to the first byte of its answer's body",
     ["route"],
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
+    buckets=FIRST_BUCKETS_S,
 )
 DURATION = Histogram(
     "qwen3_tts_gateway_request_seconds",

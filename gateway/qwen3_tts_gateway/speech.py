@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -26,7 +26,7 @@ from qwen3_tts_gateway.keys import Key
 from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.loading import ModelKeeper
 from qwen3_tts_gateway.naming import VoiceNames, stored_name
-from qwen3_tts_gateway.observing import request_id
+from qwen3_tts_gateway.observing import KEY_AUDIO, KEY_FIRST_AUDIO, KEY_WAITED, request_id
 from qwen3_tts_gateway.recordings import Reference
 from qwen3_tts_gateway.settings import Settings
 from qwen3_tts_gateway.sound import Sound, encode_whole, open_encoder
@@ -80,6 +80,8 @@ class Utterance:
         self._key = key
         self._is_paid = is_paid
         self._began_s = time.perf_counter()
+        self._waiting_since_s = 0.0
+        self._waited_s = 0.0  # for audio
 
     @property
     def generation_s(self) -> float:
@@ -100,9 +102,12 @@ class Utterance:
         with open_encoder(self._speech.sound) as encoder:
             async with self._speaking() as stream:
                 async for samples in stream:
+                    if not self.num_frames:
+                        KEY_FIRST_AUDIO.labels(self._key.name).observe(self.generation_s)
                     self._count(stream)
                     if piece := encoder.encode(samples):
                         yield piece
+                    self._waiting_since_s = time.perf_counter()
             if piece := encoder.finish():
                 yield piece
 
@@ -117,10 +122,18 @@ class Utterance:
             self._count(stream)
         return await in_thread(encode_whole, self._speech.sound, audio.samples)
 
-    def _speaking(self) -> AbstractAsyncContextManager[AsyncSpeechStream]:
-        return self._narrator.speaking(self._speech, self._key, is_paid=self._is_paid)
+    @asynccontextmanager
+    async def _speaking(self) -> AsyncIterator[AsyncSpeechStream]:
+        self._waiting_since_s = time.perf_counter()
+        try:
+            async with self._narrator.speaking(self._speech, self._key, is_paid=self._is_paid) as stream:
+                yield stream
+        finally:
+            KEY_AUDIO.labels(self._key.name).inc(self.duration_s)
+            KEY_WAITED.labels(self._key.name).inc(self._waited_s)
 
     def _count(self, stream: AsyncSpeechStream) -> None:
+        self._waited_s += time.perf_counter() - self._waiting_since_s
         self.num_frames = stream.num_frames
         self.duration_s = stream.received_s / self._speech.sound.speed
 

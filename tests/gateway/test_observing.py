@@ -290,12 +290,35 @@ def test_the_numbers_are_these(http: httpx.Client) -> None:
     assert {name: set(samples[0].labels) - {"le"} for name, samples in families.items()} == {
         "qwen3_tts_gateway_requests": {"route", "status"},
         "qwen3_tts_gateway_key_requests": {"key", "status"},
+        "qwen3_tts_gateway_key_first_audio_seconds": {"key"},
+        "qwen3_tts_gateway_key_audio_seconds": {"key"},
+        "qwen3_tts_gateway_key_waited_seconds": {"key"},
         "qwen3_tts_gateway_requests_in_flight": set(),
         "qwen3_tts_gateway_first_byte_seconds": {"route"},
         "qwen3_tts_gateway_request_seconds": {"route"},
         "qwen3_tts_gateway_sent_bytes": {"route"},
         "qwen3_tts_gateway_limits_store_failures": set(),
     }
+
+
+def test_a_keys_audio_is_counted_and_how_long_it_was_waited_for(
+    http: httpx.Client, fake_triton: FakeTriton
+) -> None:
+    def numbers(path: str, **fields: Any) -> list[float]:
+        def now() -> list[float]:
+            names = ("first_audio_seconds_count", "audio_seconds_total", "waited_seconds_total")
+            return [value(http, f"qwen3_tts_gateway_key_{name}", key="anyone") for name in names]
+
+        before = now()
+        assert http.post(path, json={"voice": "ryan", "response_format": "pcm", **fields}).status_code == 200
+        return [after - earlier for after, earlier in zip(now(), before, strict=True)]
+
+    num_first, audio_s, waited_s = numbers(SPEECH, input="Hello.")
+    assert (num_first, audio_s) == (1, pytest.approx(3 * 0.08))
+    assert waited_s > 0
+    assert numbers(SPEECH, input="Hello.", speed=2.0)[1] == pytest.approx(3 * 0.04)
+    num_first, audio_s, _ = numbers(f"{SPEECH}/batch", items=[{"input": "One."}, {"input": "Two."}])
+    assert (num_first, audio_s) == (0, pytest.approx(6 * 0.08))
 
 
 def test_the_numbers_count_requests_and_bytes(http: httpx.Client) -> None:

@@ -30,8 +30,10 @@ from gateway_server import GatewayServer, running_gateway, settings
 from qwen3_tts_gateway.app import create_app
 from qwen3_tts_gateway.body import MOST_BYTES
 from qwen3_tts_gateway.errors import REPLIES
+from qwen3_tts_gateway.settings import OPENAI_VOICES
 from qwen3_tts_gateway.sound import FORMATS
 
+PAGE = Path(__file__).parents[2] / "docs" / "gateway.md"
 DOCUMENT = create_app(settings()).openapi()
 EXAMPLES = 40  # of each operation, besides those that every boundary in its schema gives
 
@@ -323,11 +325,19 @@ def test_every_route_documents_its_errors_in_the_shape_of_its_api(prefix: str, s
 
 
 def test_every_code_of_an_error_is_documented_with_its_status() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    page = PAGE.read_text()
     [table] = re.findall(r"\| status \| `code` \|\n\|---\|---\|\n((?:\|.*\n)+)", page)
     rows = (row.split("|")[1:3] for row in table.splitlines())
     documented = {(int(status), code) for status, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
     assert documented == {(reply.status, reply.code) for reply in REPLIES.values()}
+
+
+def test_the_documentation_says_whom_openais_names_mean() -> None:
+    page = PAGE.read_text()
+    section = page.split("### OpenAI's voices")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)
+    documented = {name: speaker for speaker, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert documented == OPENAI_VOICES
 
 
 def test_speech_is_documented_in_every_format_it_comes_in() -> None:
