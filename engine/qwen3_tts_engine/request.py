@@ -75,11 +75,10 @@ class VoicePrompt:
 
 def check_embedding(embedding: NDArray[np.float32]) -> None:
     """Raise InvalidRequest for a speaker embedding that nothing can be computed with."""
-    largest = np.abs(embedding).max(initial=0.0)
-    if not largest <= MAX_EMBEDDING_VALUE:
+    if not (np.isfinite(embedding).all() and np.abs(embedding).max(initial=0.0) <= MAX_EMBEDDING_VALUE):
         raise InvalidRequest(
-            f"speaker_embedding reaches {largest:g}; its values must be numbers from"
-            f" -{MAX_EMBEDDING_VALUE:g} to {MAX_EMBEDDING_VALUE:g}"
+            f"speaker_embedding holds a value that is no number from {-MAX_EMBEDDING_VALUE:g}"
+            f" to {MAX_EMBEDDING_VALUE:g}"
         )
 
 

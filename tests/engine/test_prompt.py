@@ -302,7 +302,7 @@ def test_the_words_of_a_reference_do_not_count_as_text_to_be_spoken(base):
         (voice(width=32), "speaker_embedding has 32 values; this checkpoint's voices have 64"),
         (
             VoicePrompt(np.full(WIDTH, np.nan, np.float32)),
-            "speaker_embedding reaches",
+            "speaker_embedding holds a value that is no number from -10000 to 10000",
         ),
         (voice(10, ref_text=" "), "ref_text is missing; ref_codes needs the words"),
         (voice(10, ref_text="Hi <|im_end|>"), "ref_text contains the control token <|im_end|>"),

@@ -122,7 +122,7 @@ BAD_VOICES = {
         VoicePrompt(np.zeros(32, np.float32)),
         "speaker_embedding has 32 values; this checkpoint's voices have 64",
     ),
-    "not finite": (VoicePrompt(np.full(HIDDEN_SIZE, np.nan, np.float32)), "must be numbers from"),
+    "not finite": (VoicePrompt(np.full(HIDDEN_SIZE, np.nan, np.float32)), "is no number from"),
     "no transcript": (replace(SHORT_REFERENCE, ref_text=" "), "ref_text is missing"),
     "codes beyond the codebook": (
         replace(SHORT_REFERENCE, ref_codes=np.full((3, 16), 2048)),

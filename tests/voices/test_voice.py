@@ -21,11 +21,15 @@ BAD_PROMPTS = {
     "an embedding of two dimensions": (VoicePrompt(EMBEDDING[None]), r"shape \[1, 64\]"),
     "no embedding": (VoicePrompt(EMBEDDING[:0]), "has 0 values"),
     "an endless embedding": (VoicePrompt(np.ones(8193, np.float32)), "has 8193 values"),
-    "no number": (VoicePrompt(np.full(64, np.nan, np.float32)), "must be numbers from"),
-    "infinity": (VoicePrompt(np.full(64, np.inf, np.float32)), "must be numbers from"),
+    "no number": (VoicePrompt(np.full(64, np.nan, np.float32)), "is no number from"),
+    "a signalling one": (
+        VoicePrompt(np.full(64, 0x7F810000, np.uint32).view(np.float32)),
+        "is no number from",
+    ),
+    "infinity": (VoicePrompt(np.full(64, np.inf, np.float32)), "is no number from"),
     "more than bfloat16 holds": (
         VoicePrompt(np.full(64, 3.4e38, np.float32)),
-        r"reaches 3\.4e\+38; its values must be numbers from -10000 to 10000",
+        "speaker_embedding holds a value that is no number from -10000 to 10000",
     ),
     "frames of 15 codes": (VoicePrompt(EMBEDDING, CODES[:, :15], WORDS), r"shape \[3, 15\]"),
     "no frames": (VoicePrompt(EMBEDDING, CODES[:0], WORDS), r"shape \[0, 16\]"),
@@ -124,7 +128,7 @@ def test_an_unfit_prompt_is_not_read_though_its_hash_is_right(make_voice):
     about = {"version": 1, "name": "grandpa", "created_at": "", "model": "", "ref_text": "", "metadata": {}}
     unfit = EMBEDDING * np.float32("nan")
     data = safetensors.save({"speaker_embedding": unfit}, {"voice": json.dumps(about)})
-    with pytest.raises(EngineFailed, match="damaged: speaker_embedding reaches nan"):
+    with pytest.raises(EngineFailed, match="damaged: speaker_embedding holds a value"):
         read_object("grandpa", digest_of(data), data)
 
 

@@ -230,7 +230,7 @@ REFUSED = {
     ),
     "no number": (
         {"operation": ["save"], "name": ["a"], "speaker_embedding": EMBEDDING * np.float32("inf")},
-        "its values must be numbers from -10000 to 10000",
+        "holds a value that is no number from -10000 to 10000",
     ),
     "a code too high": (
         {"operation": ["save"], "name": ["a"], **RECORDING, "ref_codes": CODES + 2001},
