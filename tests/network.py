@@ -75,7 +75,11 @@ class Network:
                     self._connect(near)
 
     def _connect(self, near: socket.socket) -> None:
-        far = socket.create_connection(self._target)
+        try:
+            far = socket.create_connection(self._target)
+        except ConnectionRefusedError:
+            _end(near)
+            return
         self._ends.append(far)
         for end in (near, far):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)

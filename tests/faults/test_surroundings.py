@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from callers import assert_same_audio, client_of
 from calling import Callers, breaking, calling, through_gateway, through_triton
@@ -88,38 +90,58 @@ def test_limits_whose_redis_is_killed_hold_nobody_up_and_hold_again_once_it_is_b
         assert all(error.startswith("429") for error in callers.errors()), callers.errors()
 
 
-def test_saved_voices_whose_redis_is_killed_are_there_again_with_it(
+def test_saved_voices_whose_redis_is_killed_or_falls_silent_are_there_again_with_it(
     tiny_checkpoints: Path, tmp_path: Path
 ) -> None:
     [port] = free_ports(1)
     models = tmp_path / "models"
     for model in MODELS:
         shutil.copytree(ROOT / "model_repository" / model, models / model)
-    environment = {
-        "QWEN_TTS_CUSTOM_VOICE_MODEL": str(tiny_checkpoints / "custom_voice"),
-        "QWEN_TTS_BASE_MODEL": str(tiny_checkpoints / "base"),
-        "VOICE_STORE": f"redis://127.0.0.1:{port}/0",
-    }
-    launch = on_free_ports(environment, model_repository=models, log_path=tmp_path / "tritonserver.log")
     with ExitStack() as stack:
-        stack.enter_context(running_redis(tmp_path, port, *DURABLE))
+        redis = stack.enter_context(running_redis(tmp_path, port, *DURABLE))
+        network = stack.enter_context(network_to(port))
+        environment = {
+            "QWEN_TTS_CUSTOM_VOICE_MODEL": str(tiny_checkpoints / "custom_voice"),
+            "QWEN_TTS_BASE_MODEL": str(tiny_checkpoints / "base"),
+            "VOICE_STORE": f"redis://127.0.0.1:{network.port}/0",
+        }
+        launch = on_free_ports(environment, model_repository=models, log_path=tmp_path / "tritonserver.log")
         server = stack.enter_context(clean_server(launch))
         tts = stack.enter_context(client_of(server))
         tts.voices.save("grandpa", GRANDPA)
-        as_grandpa = tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples
+
+        def as_grandpa() -> NDArray[np.float32]:
+            return tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples
+
+        undisturbed = as_grandpa()
         callers = stack.enter_context(calling(*[through_triton(server.grpc_port)] * 2))
-        kill_redis(environment["VOICE_STORE"])
-        for ask in (
-            lambda: tts.voices.save("grandma", GRANDPA),
-            lambda: tts.synthesize(WORDS, voice="grandpa"),
-        ):
+
+        network.stop()
+        for told in ("has not answered for 3 s", "given a rest"):
+            with pytest.raises(EngineFailed, match=told):
+                as_grandpa()
+        assert_same_audio(tts.synthesize(WORDS, GRANDPA, **SPOKEN).samples, undisturbed)  # brought along
+        network.mend()
+        wait_until(lambda: is_heard(as_grandpa), "grandpa is heard again")
+        assert_same_audio(as_grandpa(), undisturbed)
+
+        kill_redis(redis)
+        for ask in (lambda: tts.voices.save("grandma", GRANDPA), as_grandpa):
             with pytest.raises(EngineFailed, match="voice store"):
                 ask()
         with running_redis(tmp_path, port, *DURABLE):
             assert [voice.name for voice in tts.voices.list()] == ["grandpa"]
-            assert_same_audio(tts.synthesize(WORDS, voice="grandpa", **SPOKEN).samples, as_grandpa)
+            assert_same_audio(as_grandpa(), undisturbed)
             tts.voices.save("grandma", GRANDPA)
     assert callers.errors() == []
+
+
+def is_heard(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except EngineFailed:
+        return False
+    return True
 
 
 def test_a_key_that_is_rotated_breaks_off_nobody_who_is_spoken_to(server: Server, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qwen3_tts_engine.model.checkpoint import Weights
 from qwen3_tts_engine.model.config import CodecConfig
-from qwen3_tts_engine.model.layers import FeedForward, rms_norm, rotate
+from qwen3_tts_engine.model.layers import FeedForward, inverse_frequencies, rms_norm, rotate
 from qwen3_tts_engine.model.linear import Linear
 from qwen3_tts_engine.model.native.snake import NativeSnake
 from qwen3_tts_engine.model.steady import (
@@ -212,8 +212,7 @@ class Transformer:
         self._window = config.sliding_window
         self._span = steady_span(config.sliding_window, config.head_dim)
         self._num_heads = config.num_attention_heads
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=self._norm.device).float()
-        self._inverse_frequency = 1.0 / (config.rope_theta ** (half / config.head_dim))
+        self._inverse_frequencies = inverse_frequencies(config.head_dim, config.rope_theta, self._norm.device)
 
     def __call__(self, x: Tensor, start: Tensor, history: History) -> Tensor:
         """start [B]: how many frames each row had before these."""
@@ -227,7 +226,7 @@ class Transformer:
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """As RotaryTable has it, but computed: an utterance has no last position here. [B, 1, N, E] each."""
-        angles = positions[:, None, :, None].float() * self._inverse_frequency
+        angles = positions[:, None, :, None].float() * self._inverse_frequencies
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 

@@ -29,11 +29,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
 
 
+def inverse_frequencies(head_dim: int, rope_theta: float, device: torch.device | None = None) -> Tensor:
+    """By how much a position turns each pair of a head's halves: float32 [E/2]."""
+    half = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float()
+    return 1.0 / (rope_theta ** (half / head_dim))
+
+
 def rotary_angles(config: DecoderConfig, positions: int) -> Tensor:
     """By how much every position turns the pairs of a head's halves: float32 [positions, E/2]."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float()
-    inverse_frequency = 1.0 / (config.rope_theta ** (half / config.head_dim))
-    return torch.arange(positions).float()[:, None] * inverse_frequency
+    return torch.arange(positions).float()[:, None] * inverse_frequencies(config.head_dim, config.rope_theta)
 
 
 class RotaryTable:
