@@ -1,7 +1,7 @@
 """Callers who ask for the same lines again and again, and check every sample that they hear.
 
-They live in processes of their own, one for each model that speaks and one for the gateway, so that none waits
-for another's interpreter lock.
+They live in processes of their own, one for each model that speaks and one for the gateway, so that none
+waits for another's interpreter lock.
 """
 
 from __future__ import annotations
