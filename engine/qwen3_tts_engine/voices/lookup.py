@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from qwen3_tts_engine.errors import EngineFailed
 from qwen3_tts_engine.request import VoicePrompt
 
-PATIENCE_S = (
-    3.0  # less than the supervisor's with a model that answers nobody, or a silent store would end it
-)
+PATIENCE_S = 3.0  # less than the supervisor's with a silent model, which it would end for the store's sake
 RESPITE_S = 5.0  # after a store said nothing, until it is asked again
 MAX_UNANSWERED = 4  # threads that wait for it
 
